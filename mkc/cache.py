@@ -1,0 +1,60 @@
+"""Compiled artefacts, kept by content: atomic to write, checked when read, private to the user."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from mkc import config
+from mkc.errors import TargetError
+
+_MAGIC = b"mkc1"
+_DIGEST = 32  # bytes of sha256 between the magic and the payload
+
+
+def kept(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes filed under (kind, key), made and filed if they are missing or damaged. Processes may share the folder."""
+    path = folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}"
+    found = _read(path)
+    if found is None:
+        found = make()
+        _write(path, found)
+    return found
+
+
+def folder() -> Path:
+    """The cache folder, made for this user alone. A folder that others could write to is refused."""
+    path = config.cache_dir()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.stat()
+    except OSError as error:
+        raise TargetError(f"cannot use the cache folder {path}: {error}; set MKC_CACHE_DIR to another") from error
+    if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise TargetError(
+            f"the cache folder {path} belongs to, or can be written by, another user; "
+            "make it private (chmod 700) or set MKC_CACHE_DIR to another"
+        )
+    return path
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    payload = data[len(_MAGIC) + _DIGEST :]
+    intact = data.startswith(_MAGIC) and data[len(_MAGIC) : len(_MAGIC) + _DIGEST] == hashlib.sha256(payload).digest()
+    return payload if intact else None
+
+
+def _write(path: Path, payload: bytes) -> None:
+    """A file appears whole or not at all. A full disk costs the cache entry, not the compilation."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,77 @@
+"""Every environment variable mkc reads, declared once: name, default, meaning. The docs table is made from this."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mkc.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable."""
+
+    name: str
+    default: str
+    meaning: str
+
+    def get(self) -> str:
+        return os.environ.get(self.name, self.default)
+
+
+TARGET = Variable("MKC_TARGET", "", "Where kernels run: `cpu`, `cuda`, or empty for CUDA when the inputs are there.")
+WORKERS = Variable("MKC_WORKERS", "", "How many workers a kernel has. Empty: one per SM, or one per usable CPU.")
+CACHE_DIR = Variable("MKC_CACHE_DIR", "", "Where compiled kernels are kept. Empty: `mkc` in the user's cache folder.")
+DUMP = Variable("MKC_DUMP", "", "A folder that receives every stage of every compilation as text.")
+CXX = Variable("CXX", "", "The C++ compiler for the CPU target. Empty: the first of g++, clang++, c++ on the path.")
+DEADLINE = Variable("MKC_DEADLINE", "20", "Seconds a wait inside a kernel may take before it is reported as a hang.")
+DEBUG = Variable("MKC_DEBUG", "0", "1 builds the host kernel with assertions and debug information.")
+
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG)
+
+
+def target_name() -> str | None:
+    """`cpu`, `cuda` or None for the machine's best."""
+    value = TARGET.get()
+    if value not in ("", "cpu", "cuda"):
+        raise OptionError(f"MKC_TARGET={value!r} is not a target; use cpu or cuda, or leave it empty")
+    return value or None
+
+
+def workers() -> int | None:
+    """The number of workers asked for, or None."""
+    return _whole(WORKERS) if WORKERS.get() else None
+
+
+def deadline_ns() -> int:
+    """How long a wait may take, in nanoseconds."""
+    try:
+        seconds = float(DEADLINE.get())
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < 1e6:
+        raise OptionError(f"MKC_DEADLINE={DEADLINE.get()!r} is not a number of seconds")
+    return int(seconds * 1e9)
+
+
+def cache_dir() -> Path:
+    """Where compiled artefacts are kept."""
+    if CACHE_DIR.get():
+        return Path(CACHE_DIR.get()).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mkc"
+
+
+def dump_dir() -> Path | None:
+    """Where stages are written, if anywhere."""
+    return Path(DUMP.get()).expanduser() if DUMP.get() else None
+
+
+def debug() -> bool:
+    return DEBUG.get() not in ("", "0")
+
+
+def _whole(variable: Variable) -> int:
+    text = variable.get()
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise OptionError(f"{variable.name}={text!r} is not a whole number from 1 to 1024")
+    return int(text)

@@ -1,0 +1,37 @@
+"""Everything mkc raises on purpose. Each message names the node or argument, what was expected, and a way out."""
+
+
+class MkcError(Exception):
+    """The root of the tree: catch this to catch everything below."""
+
+
+class UnsupportedError(MkcError):
+    """No operator of mkc does this. With `fallback="torch"` it runs in PyTorch instead."""
+
+
+class InputError(MkcError, TypeError):
+    """An input has another shape, dtype, device or count than the model was compiled for."""
+
+
+class ModelError(MkcError):
+    """The model cannot be compiled as it is: training mode, gradients, an untraceable forward."""
+
+
+class OptionError(MkcError, ValueError):
+    """An option that does not exist, or a value it cannot take."""
+
+
+class TargetError(MkcError):
+    """The machine lacks something: no compiler, no GPU, a GPU too old or without room."""
+
+
+class BuildError(TargetError):
+    """The compiler refused the generated page. The message carries its output."""
+
+
+class PlanError(MkcError):
+    """A plan that breaks a rule of the intermediate languages: a bug in mkc, refused before it runs."""
+
+
+class MegakernelHang(MkcError, TimeoutError):  # noqa: N818  (the name of the event, as in the design)
+    """A wait passed its deadline. The message names the waiting task and the producers that are missing."""

@@ -1,0 +1,21 @@
+"""What the passes need to know of a machine: how many workers, how fast they read, what a task and an event cost."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A machine as the cost model sees it. Times are nanoseconds, rates are per worker."""
+
+    name: str  # "cpu" or "cuda"
+    arch: str  # "native", "sm_90a", ...
+    workers: int  # one per SM, or one per thread
+    lanes: int  # threads that run one task together
+    scratch_bytes: int  # fast memory a task may use
+    bytes_per_ns: float  # what one worker reads from memory
+    flops_per_ns: float  # what one worker computes
+    task_ns: float  # taking up a task and dispatching it
+    event_ns: float  # from a signal to the waiting worker's first instruction
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.arch}, {self.workers} workers of {self.lanes} lanes"

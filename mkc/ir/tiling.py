@@ -1,0 +1,80 @@
+"""How one operator is cut into tasks: a grid of axes, and for every tensor a map from grid point to the box it touches."""
+
+from dataclasses import dataclass
+from itertools import product
+
+from mkc.ir.graph import Tensor
+from mkc.ir.span import Box
+
+Range = tuple[int, int]  # half open
+Point = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An iteration axis of `extent`, cut into `parts` slices that differ by at most one `unit`."""
+
+    extent: int
+    parts: int = 1
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        units = -(-self.extent // self.unit)
+        if not 1 <= self.parts <= max(units, 1):
+            raise ValueError(f"an axis of {self.extent} in units of {self.unit} cannot have {self.parts} parts")
+
+    def at(self, part: int) -> Range:
+        units = -(-self.extent // self.unit)
+        lo, hi = units * part // self.parts, units * (part + 1) // self.parts
+        return lo * self.unit, min(hi * self.unit, self.extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A tensor dimension that follows a grid axis; `share` neighbours on the axis use one index of the dimension."""
+
+    axis: int
+    share: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TileMap:
+    """An imap when the tensor is read, an omap when it is written. A None dimension is taken whole."""
+
+    tensor: Tensor
+    dims: tuple[Split | None, ...]
+
+    def at(self, ranges: tuple[Range, ...]) -> Box:
+        def interval(split: Split | None, extent: int) -> Range:
+            if split is None:
+                return 0, extent
+            lo, hi = ranges[split.axis]
+            return lo // split.share, -(-hi // split.share)
+
+        return tuple(map(interval, self.dims, self.tensor.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The grid and the maps. The device body gets the ranges of its grid point and the tensors in this order."""
+
+    grid: tuple[Axis, ...]
+    imaps: tuple[TileMap, ...]
+    omaps: tuple[TileMap, ...]
+
+    @property
+    def size(self) -> int:
+        """How many tasks."""
+        total = 1
+        for axis in self.grid:
+            total *= axis.parts
+        return total
+
+    def ranges(self) -> list[tuple[Range, ...]]:
+        """The ranges of every grid point, last axis fastest."""
+        return list(product(*([axis.at(part) for part in range(axis.parts)] for axis in self.grid)))
+
+
+def whole(tensor: Tensor) -> TileMap:
+    """Every task touches all of it."""
+    return TileMap(tensor, (None,) * tensor.layout.rank)

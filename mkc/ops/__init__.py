@@ -1,0 +1,65 @@
+"""One module per operator. A module here is a whole operator: nothing else needs to know its name.
+
+A module may hold `OP`, an operator with tasks of its own, and `CLAIMS`, the calls of torch's functional dialect that
+it raises, by name. Views and constants are claims without an operator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from mkc.ir.dtype import Array
+from mkc.ir.graph import Node
+from mkc.ir.target import Target
+from mkc.ir.tiling import Tiling
+
+Claim = Callable[..., Any]  # (Builder, *args, **kwargs) -> Tensor | tuple[Tensor, ...]
+
+
+def _no_arguments(node: Node) -> tuple[str, ...]:
+    return ()
+
+
+def _no_flops(node: Node) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An operator of the compiler.
+
+    `reference` is its meaning: it takes the boxes of the imaps as arrays (floats widened to float32) and gives the
+    boxes of the omaps. `tile` cuts it into tasks. `struct` names its body in `templates/mkc/ops/<name>.cuh`, whose
+    template arguments are `arguments(node)` followed by the views of the tiling's tensors. An operator that `stores`
+    through an epilogue takes attribute "epilogue", whose operand 0 is the operator's own result and whose further
+    operands are the node's last inputs.
+    """
+
+    name: str
+    struct: str
+    tile: Callable[[Node, Target], Tiling]
+    reference: Callable[[Node, Sequence[Array]], tuple[Array, ...]]
+    arguments: Callable[[Node], tuple[str, ...]] = _no_arguments
+    flops: Callable[[Node], float] = _no_flops  # of the whole node
+    stores: bool = False
+
+
+@cache
+def _modules() -> tuple[Any, ...]:
+    names = sorted(m.name for m in iter_modules(__path__) if m.name[0] != "_")
+    return tuple(import_module(f"{__name__}.{name}") for name in names)
+
+
+@cache
+def registry() -> Mapping[str, Op]:
+    """Every operator by name."""
+    return {m.OP.name: m.OP for m in _modules() if hasattr(m, "OP")}
+
+
+@cache
+def claims() -> Mapping[str, Claim]:
+    """Every claimed call by the name torch gives it, such as `aten.linear.default`."""
+    return {name: claim for m in _modules() if hasattr(m, "CLAIMS") for name, claim in m.CLAIMS.items()}

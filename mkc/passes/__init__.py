@@ -1,0 +1,1 @@
+"""The compiler's sentence: fuse, place, tile, link, signal, schedule, encode, render. One pass a file."""

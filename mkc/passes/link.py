@@ -1,0 +1,185 @@
+"""Tasks -> TaskGraph. A task comes after every earlier task whose tile it would disturb, or be disturbed by."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from mkc.ir.graph import Graph
+from mkc.ir.span import Span
+from mkc.ir.tasks import Access, TaskGraph, Tasks, access
+from mkc.ir.tiling import Range
+
+Ranges = tuple[Range, ...]
+
+
+def link(tasks: Tasks) -> TaskGraph:
+    """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step."""
+    count = len(tasks.tasks)
+    memories: dict[str, _Memory] = {}
+    reach = _Reach(tasks)
+    after = [reach.reduced(_conflicts(memories, tasks, number)) for number in range(count * (1 + tasks.graph.loops))]
+    stop = _settled(memories, tasks.graph)  # writers in the last step linked
+    last = count if tasks.graph.loops else 0
+    carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
+    return TaskGraph(tasks, tuple(after[:count]), carried, tuple((lo - last, hi - last) for lo, hi in stop))
+
+
+def _conflicts(memories: "dict[str, _Memory]", tasks: Tasks, number: int) -> Ranges:
+    """Earlier tasks in conflict with this one, which is then entered into the books."""
+    task = tasks.tasks[number % len(tasks.tasks)]
+    found: list[Range] = []
+    for read in task.reads:
+        found += _at(memories, read).writers_of(read.span)
+    for write in task.writes:
+        memory = _at(memories, write)
+        found += memory.writers.meeting(write.span)
+        found += memory.readers.meeting(write.span)
+    for write in task.writes:
+        _at(memories, write).write(write.span, number)
+    for read in task.reads:
+        _at(memories, read).readers.add(read.span, number)
+    return _without(_merged(found), number)
+
+
+def _at(memories: "dict[str, _Memory]", touched: Access) -> "_Memory":
+    return memories.setdefault(touched.memory, _Memory())
+
+
+def _settled(memories: "dict[str, _Memory]", graph: Graph) -> Ranges:
+    if graph.until is None:
+        return ()
+    flag = access(graph.until, tuple((0, n) for n in graph.until.shape))
+    return _merged(_at(memories, flag).writers.meeting(flag.span))
+
+
+class _Memory:
+    """Who last wrote each byte of a memory, and who has read it since."""
+
+    def __init__(self) -> None:
+        self.writers = _Ledger()
+        self.readers = _Ledger()
+        self.known: dict[Span, Ranges] = {}  # answers of `writers_of` since the last write
+
+    def writers_of(self, span: Span) -> Ranges:
+        if span not in self.known:
+            self.known[span] = _merged(self.writers.meeting(span))
+        return self.known[span]
+
+    def write(self, span: Span, number: int) -> None:
+        self.known.clear()
+        self.writers.forget(span)
+        self.readers.forget(span)
+        self.writers.add(span, number)
+
+
+class _Ledger:
+    """Spans with the tasks that touched them, found by position."""
+
+    def __init__(self) -> None:
+        self.order: list[Span] = []  # by start
+        self.tasks: dict[Span, list[Range]] = {}
+        self.longest = 0
+
+    def add(self, span: Span, number: int) -> None:
+        ranges = self.tasks.get(span)
+        if ranges is None:
+            self.tasks[span] = [(number, number + 1)]
+            insort(self.order, span, key=_start)
+            self.longest = max(self.longest, span.stop - span.start)
+        elif ranges[-1][1] == number:
+            ranges[-1] = (ranges[-1][0], number + 1)
+        elif ranges[-1][1] < number:
+            ranges.append((number, number + 1))
+
+    def meeting(self, span: Span) -> list[Range]:
+        return [r for other in self._near(span) if span.meets(other) for r in self.tasks[other]]
+
+    def forget(self, span: Span) -> None:
+        """Drop what `span` covers: whoever meets that later meets `span` too, and comes after both through it."""
+        gone = {other for other in self._near(span) if span.covers(other)}
+        if gone:
+            lo, hi = self._window(span)
+            self.order[lo:hi] = [other for other in self.order[lo:hi] if other not in gone]
+            for other in gone:
+                del self.tasks[other]
+
+    def _near(self, span: Span) -> list[Span]:
+        lo, hi = self._window(span)
+        return self.order[lo:hi]
+
+    def _window(self, span: Span) -> tuple[int, int]:
+        lo = bisect_left(self.order, span.start - self.longest, key=_start)
+        return lo, bisect_left(self.order, span.stop, key=_start)
+
+
+def _start(span: Span) -> int:
+    return span.start
+
+
+class _Reach:
+    """Which nodes are known to be complete before a task starts; drops edges that other edges imply."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.complete: list[int] = []  # per task: a bit for each node, second step's nodes above the first's
+        self.by_range: dict[Range, int] = {}
+        self.by_ranges: dict[Ranges, tuple[Ranges, int]] = {}
+
+    def reduced(self, ranges: Ranges) -> Ranges:
+        if ranges not in self.by_ranges:
+            self.by_ranges[ranges] = self._reduce(ranges)
+        kept, complete = self.by_ranges[ranges]
+        self.complete.append(complete)
+        return kept
+
+    def _reduce(self, ranges: Ranges) -> tuple[Ranges, int]:
+        parts = [part for r in ranges for part in self._by_node(r)]
+        kept, complete = [], 0
+        for node, part in reversed(parts):  # later nodes imply earlier ones, never the other way round
+            if not complete >> node & 1:
+                kept.append(part)
+                complete |= self._behind(part)
+        for node, part in parts:
+            if part == self._all_of(node):
+                complete |= 1 << node
+        return _merged(kept), complete
+
+    def _behind(self, part: Range) -> int:
+        if part not in self.by_range:
+            bits = 0
+            for number in range(*part):
+                bits |= self.complete[number]
+            self.by_range[part] = bits
+        return self.by_range[part]
+
+    def _by_node(self, r: Range) -> Iterable[tuple[int, Range]]:
+        lo, hi = r
+        while lo < hi:
+            step, local = divmod(lo, len(self.tasks.tasks))
+            node = self.tasks.node_index(local) + step * len(self.tasks.graph.nodes)
+            stop = min(hi, self._all_of(node)[1])
+            yield node, (lo, stop)
+            lo = stop
+
+    def _all_of(self, node: int) -> Range:
+        step, local = divmod(node, len(self.tasks.graph.nodes))
+        shift = step * len(self.tasks.tasks)
+        return self.tasks.first[local] + shift, self.tasks.first[local + 1] + shift
+
+
+def _merged(ranges: Iterable[Range]) -> Ranges:
+    merged: list[Range] = []
+    for lo, hi in sorted(ranges):
+        if merged and lo <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(hi, merged[-1][1]))
+        else:
+            merged.append((lo, hi))
+    return tuple(merged)
+
+
+def _without(ranges: Ranges, number: int) -> Ranges:
+    """Every range, less the task itself, which may both read and write its tile."""
+    return tuple(r for lo, hi in ranges for r in ((lo, min(hi, number)),) if r[0] < r[1])
+
+
+def _clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
+    return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)

@@ -1,0 +1,75 @@
+"""Program, Target -> Source. The page: names, specialisations and constants over plain headers."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import jinja2
+
+from mkc.ir.program import Program
+from mkc.ir.target import Target
+from mkc.paths import TEMPLATES
+
+_INCLUDE = re.compile(r"^#include <(mkc/[^>]+)>\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A rendered page. `text` includes headers; `complete` has them laid in and compiles on its own."""
+
+    text: str
+    complete: str
+    language: str  # "cuda" or "c++"
+
+    @property
+    def digest(self) -> str:
+        """Names the page and every header in it."""
+        return hashlib.sha256(self.complete.encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return self.complete
+
+
+def render(program: Program, target: Target, name: str = "megakernel", summary: str = "") -> Source:
+    language = "cuda" if target.name == "cuda" else "c++"
+    template = _environment().get_template("kernel.cu.j2" if language == "cuda" else "kernel.cpp.j2")
+    text = template.render(
+        name=name,
+        target=target,
+        program=program,
+        headers=sorted({body.header for body in program.bodies}),
+        summary=[line.rstrip() for line in summary.splitlines()],
+    )
+    return Source(text, lay_in(text), language)
+
+
+def lay_in(text: str) -> str:
+    """The page with every mkc header in the place of its first include."""
+    seen: set[str] = set()
+
+    def replace(match: re.Match[str]) -> str:
+        path = match.group(1)
+        if path in seen:
+            return ""
+        seen.add(path)
+        header = _header(path)
+        return f"// ---- {path}\n{_INCLUDE.sub(replace, header)}\n"
+
+    return _INCLUDE.sub(replace, text)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+@cache
+def _header(path: str) -> str:
+    return (TEMPLATES / path).read_text().replace("#pragma once\n", "")

@@ -1,0 +1,78 @@
+"""EventGraph, Target -> Schedule. Static: list scheduling over the cost model. Dynamic: one queue in an order that is always legal."""
+
+from heapq import heapify, heapreplace
+
+from mkc.ir.cost import task_ns
+from mkc.ir.target import Target
+from mkc.ir.tasks import EventGraph, Schedule, Wait
+from mkc.ops import registry
+
+POLICIES = ("static", "dynamic")
+
+
+def schedule(events: EventGraph, target: Target, policy: str = "static") -> Schedule:
+    """Program order respects every dependency, so queues that keep it cannot deadlock."""
+    costs = _costs(events, target)
+    queues, makespan = _listed(events, target, costs)
+    if policy == "dynamic":
+        everything = tuple(range(len(costs)))
+        return Schedule(events, target, policy, (everything,), events.waits, makespan)
+    return Schedule(events, target, policy, queues, _unimplied(events, queues), makespan)
+
+
+def _listed(events: EventGraph, target: Target, costs: list[float]) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """Each task goes to the worker that is free first; ties go to the lowest number, so that equal work spreads evenly."""
+    fires = [0.0] * len(events.fanin)
+    free = [(0.0, worker) for worker in range(target.workers)]
+    heapify(free)
+    queues: list[list[int]] = [[] for _ in range(target.workers)]
+    makespan = 0.0
+    for task, cost in enumerate(costs):
+        ready = max((fires[wait.event] + target.event_ns for wait in events.waits[task] if not wait.lag), default=0.0)
+        at, worker = free[0]
+        done = max(at, ready) + cost
+        heapreplace(free, (done, worker))
+        queues[worker].append(task)
+        if events.signals[task] >= 0:
+            fires[events.signals[task]] = max(fires[events.signals[task]], done)
+        makespan = max(makespan, done)
+    return tuple(map(tuple, queues)), makespan
+
+
+def _costs(events: EventGraph, target: Target) -> list[float]:
+    """Nanoseconds of each task: its share of its node's bytes and operations."""
+    tasks = events.tasks
+    costs: list[float] = []
+    for node, tiling in zip(tasks.graph.nodes, tasks.tilings, strict=True):
+        flops = registry()[node.op].flops(node)
+        for ranges in tiling.ranges():
+            share = 1.0
+            for (lo, hi), axis in zip(ranges, tiling.grid, strict=True):
+                share *= (hi - lo) / axis.extent
+            nbytes = sum(_box_bytes(m.at(ranges), m.tensor.dtype.itemsize) for m in (*tiling.imaps, *tiling.omaps))
+            costs.append(task_ns(target, nbytes, flops * share))
+    return costs
+
+
+def _box_bytes(box: tuple[tuple[int, int], ...], itemsize: int) -> int:
+    for lo, hi in box:
+        itemsize *= hi - lo
+    return itemsize
+
+
+def _unimplied(events: EventGraph, queues: tuple[tuple[int, ...], ...]) -> tuple[tuple[Wait, ...], ...]:
+    """Waits that the order of the worker's own queue does not already keep: awaited before, or signalled by itself."""
+    waits = list(events.waits)
+    for queue in queues:
+        known: set[Wait] = set()
+        own: dict[int, int] = {}  # signals of this worker so far, by event
+        for task in queue:
+            waits[task] = tuple(w for w in waits[task] if w not in known and not _by_self(events, own, w))
+            known.update(waits[task])
+            event = events.signals[task]
+            own[event] = own.get(event, 0) + 1
+    return tuple(waits)
+
+
+def _by_self(events: EventGraph, own: dict[int, int], wait: Wait) -> bool:
+    return wait.lag == 0 and own.get(wait.event, 0) == events.fanin[wait.event]

@@ -1,0 +1,180 @@
+"""The host as a target: the page built by the system's C++ compiler, a thread for each worker."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from mkc import cache as files
+from mkc import config
+from mkc.errors import BuildError, TargetError
+from mkc.ir.program import EVENT_STRIDE, REPORT, STAMP, Program, Words
+from mkc.ir.target import Target
+from mkc.passes.render import Source
+from mkc.paths import TEMPLATES
+from mkc.targets.kernel import launch_words, pointers, raise_if_hung
+
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+DEBUG_FLAGS = ("-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-fPIC", "-shared", "-pthread")
+
+
+def target(workers: int | None = None) -> Target:
+    """This machine: one worker for each CPU the process may use, or as many as asked for."""
+    count = workers or config.workers() or len(os.sched_getaffinity(0))
+    return Target(
+        name="cpu",
+        arch=platform.machine(),
+        workers=count,
+        lanes=1,
+        scratch_bytes=32 * 1024,
+        bytes_per_ns=20.0,
+        flops_per_ns=20.0,
+        task_ns=80.0,
+        event_ns=250.0,
+    )
+
+
+class CpuKernel:
+    """A page loaded into this process."""
+
+    def __init__(self, program: Program, source: Source) -> None:
+        self.program = program
+        self.source = source
+        self._lock = threading.Lock()
+        self._worker = _load(source.text, tracing=False).mkc_worker
+        self._counters = np.zeros((program.num_counters, EVENT_STRIDE), np.uint32)
+        self._progress = np.zeros(program.num_workers + 1, np.uint32)
+        self._report = np.zeros(1, REPORT)
+        self._addresses: tuple[int, ...] = ()
+        self._operands = np.zeros(len(program.operands), np.uint64)
+
+    def launch(self, addresses: Sequence[int], steps: Sequence[int]) -> None:
+        """Run all sections; returns when the last worker has left."""
+        self._run(self._worker, addresses, steps, None)
+
+    def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:
+        worker = _load(self.source.text, tracing=True).mkc_worker
+        stamps = np.zeros(_executions(self.program, steps), STAMP)
+        self._run(worker, addresses, steps, stamps)
+        return stamps[: int(self._progress[-1])]
+
+    def _run(self, worker: object, addresses: Sequence[int], steps: Sequence[int], stamps: Words | None) -> None:
+        with self._lock:
+            if tuple(addresses) != self._addresses:
+                self._operands[:] = pointers(self.program, addresses)
+                self._addresses = tuple(addresses)
+            self._progress[:] = 0
+            deadline = config.deadline_ns()
+            words = launch_words(self.program, self._tables(stamps), steps, deadline)
+            _pool().mkc_pool_run(worker, words.ctypes.data_as(ctypes.c_void_p), self.program.num_workers)
+            report = self._report.copy()
+            self._report[:] = 0
+            raise_if_hung(self.program, report, self._progress, deadline)
+
+    def _tables(self, stamps: Words | None) -> dict[str, int]:
+        p = self.program
+        tables = dict(
+            tasks=p.tasks, waits=p.waits, sections=p.sections, bounds=p.bounds, queue=p.queue, operands=self._operands,
+            counters=self._counters, progress=self._progress, report=self._report,
+        )  # fmt: skip
+        addresses = {name: table.ctypes.data for name, table in tables.items()}
+        return addresses if stamps is None else {**addresses, "stamps": stamps.ctypes.data}
+
+
+def _executions(program: Program, steps: Sequence[int]) -> int:
+    """How many tasks a launch runs at most."""
+    total = 0
+    for section, count in zip(program.sections, steps, strict=True):
+        queues = 1 if section["num_tasks"] else program.num_workers
+        first = int(section["first_queue"])
+        total += count * int(program.bounds[first + queues] - program.bounds[first])
+    return total
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first that is there."""
+    asked = config.CXX.get()
+    found = next((path for name in ([asked] if asked else ["g++", "clang++", "c++"]) if (path := shutil.which(name))), None)
+    if found is None:
+        wanted = f"$CXX ({asked})" if asked else "g++, clang++ or c++"
+        raise TargetError(f"the CPU target needs a C++ compiler, and {wanted} is not on the path; install one or set CXX")
+    return found
+
+
+@cache
+def _version(path: str) -> str:
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@cache
+def _processor() -> str:
+    """What -march=native means here, since a cache may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def build(text: str, flags: Sequence[str]) -> bytes:
+    """A shared library from C++ text, from the cache when it was built before. Raises BuildError."""
+    cxx = compiler()
+    key = "\n".join([cxx, _version(cxx), _processor(), " ".join(flags), text, _headers()])
+    return files.kept("host", key, lambda: _compile(cxx, text, flags))
+
+
+def _compile(cxx: str, text: str, flags: Sequence[str]) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="mkc-") as folder:
+        page, library = Path(folder, "page.cpp"), Path(folder, "page.so")
+        page.write_text(text)
+        command = [cxx, *flags, f"-I{TEMPLATES}", str(page), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"{' '.join(command)} failed:\n{done.stderr[:4000]}")
+        return library.read_bytes()
+
+
+@cache
+def _headers() -> str:
+    return "".join(path.read_text() for path in sorted(TEMPLATES.rglob("*.cuh")))
+
+
+@cache
+def _load(text: str, tracing: bool) -> ctypes.CDLL:
+    flags = DEBUG_FLAGS if config.debug() else FLAGS
+    return _open(build(text, (*flags, f"-DMKC_TRACE={str(tracing).lower()}")))
+
+
+@cache
+def _pool() -> ctypes.CDLL:
+    """The threads that all kernels of this process share."""
+    library = _open(build((TEMPLATES / "mkc/host/pool.cpp").read_text(), FLAGS))
+    library.mkc_pool_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint]
+    library.mkc_pool_run.restype = None
+    return library
+
+
+def _open(library: bytes) -> ctypes.CDLL:
+    """Loaded from a private copy, so that what runs is what was checked."""
+    with tempfile.NamedTemporaryFile(prefix="mkc-", suffix=".so") as file:
+        file.write(library)
+        file.flush()
+        return ctypes.CDLL(file.name)
+
+
+def allocate(nbytes: int) -> Words:
+    """Uninitialised memory on a cache line of its own."""
+    raw = np.empty(nbytes + 64, np.uint8)
+    shift = -raw.ctypes.data % 64
+    return raw[shift : shift + nbytes]
+
+
+__all__ = ["CpuKernel", "allocate", "build", "compiler", "target"]

@@ -1,0 +1,87 @@
+"""What every target's kernel shares: resolving operands, filling the launch words, reading the report of a hang."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mkc.errors import MegakernelHang
+from mkc.ir.program import LAUNCH, MAX_SECTIONS, Program, Words
+
+NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}
+
+
+class Kernel(Protocol):
+    """A built program. `launch` takes the address of every slot of the program and the steps of every section."""
+
+    program: Program
+
+    def launch(self, addresses: Sequence[int], steps: Sequence[int]) -> None: ...
+
+    def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:
+        """One launch with time stamps: an array of STAMP, in the order in which tasks ended."""
+        ...
+
+
+def pointers(program: Program, addresses: Sequence[int]) -> Words:
+    """The address of every operand (uint64)."""
+    bases = np.asarray(addresses, np.uint64)
+    return bases[program.operands["slot"]] + program.operands["offset"]
+
+
+def launch_words(program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int) -> Words:
+    """The launch struct; `tables` names the address of each table."""
+    words = np.zeros(1, LAUNCH)
+    for name, address in tables.items():
+        words[name] = address
+    words["deadline_ns"] = deadline_ns
+    words["num_workers"] = program.num_workers
+    words["num_sections"] = len(program.sections)
+    words["num_events"] = program.num_events
+    words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
+    return words
+
+
+def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns: int) -> None:
+    """Turn a device's report into an exception that says who waited for whom."""
+    if not report["failed"][0]:
+        return
+    r = {name: int(report[name][0]) for name in report.dtype.names or ()}
+    waiter = NOT_A_TASK.get(r["task"]) or _named(program, r["task"])
+    lines = [
+        f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, section {r['section']}, step {r['step']}, "
+        f"waited for {waiter}; its event {_event(r['event'])} had {r['have']} of {r['need']} signals."
+    ]
+    if r["event"] < program.num_events:
+        lines += _missing(program, r["event"], progress)
+    raise MegakernelHang("\n".join(lines))
+
+
+def _event(event: int) -> str:
+    return str(event) if event < 0xFFFFFFFE else "of the scheduler"
+
+
+def _named(program: Program, task: int) -> str:
+    where = f" ({program.paths[task]})" if program.paths[task] else ""
+    return f"task {task}, {program.names[task]}{where}"
+
+
+def _missing(program: Program, event: int, progress: Words) -> list[str]:
+    """The producers of an event, with the worker that owns each and how far that worker had come."""
+    lines = [f"Producers of event {event}:"]
+    for task in program.producers(event)[:8]:
+        lines.append(f"  {_named(program, task)}{_owner(program, task, progress)}")
+    hidden = len(program.producers(event)) - 8
+    return [*lines, f"  and {hidden} more"] if hidden > 0 else lines
+
+
+def _owner(program: Program, task: int, progress: Words) -> str:
+    for worker in range(program.num_workers):
+        for section in program.sections:
+            if section["num_tasks"]:
+                continue
+            at = int(section["first_queue"]) + worker
+            queue = program.queue[program.bounds[at] : program.bounds[at + 1]]
+            if task in queue:
+                return f", place {int(np.flatnonzero(queue == task)[0]) + 1} in the queue of worker {worker}, which had begun {int(progress[worker])} tasks"
+    return ""

@@ -1,0 +1,172 @@
+// The portable GPU worker: a worker is one thread block, a team is a warp. Atomics and clocks are PTX: no library headers.
+#pragma once
+
+#define MKC_DEVICE __device__ __forceinline__
+#define MKC_NOINLINE __device__ __noinline__
+#define MKC_UNROLL _Pragma("unroll")
+
+namespace mkc {
+
+using int32 = int;
+using int64 = long long;
+using uint8 = unsigned char;
+using uint32 = unsigned int;
+using uint64 = unsigned long long;
+
+constexpr float kInf = __builtin_huge_valf();
+constexpr float kNan = __builtin_nanf("");
+
+// ---- who am I: `lanes` threads run a task together, in `teams` that each reduce on their own
+constexpr int kTeamLanes = 32;
+MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x); }
+MKC_DEVICE int lanes() { return static_cast<int>(blockDim.x); }
+MKC_DEVICE int team() { return static_cast<int>(threadIdx.x) / kTeamLanes; }
+MKC_DEVICE int teams() { return static_cast<int>(blockDim.x) / kTeamLanes; }
+MKC_DEVICE int team_lane() { return static_cast<int>(threadIdx.x) % kTeamLanes; }
+MKC_DEVICE bool team_leader() { return team_lane() == 0; }
+MKC_DEVICE void sync() { __syncthreads(); }
+template <class T>
+MKC_DEVICE T broadcast(T value) {  // lane 0's value, to all; a barrier on both sides
+  __shared__ T slot;
+  if (lane() == 0) slot = value;
+  sync();
+  value = slot;
+  sync();
+  return value;
+}
+
+// ---- atomics, at the scope of the GPU
+MKC_DEVICE uint32 load_acquire(const uint32* p) {
+  uint32 v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+MKC_DEVICE uint32 load_relaxed(const uint32* p) {
+  uint32 v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+MKC_DEVICE void store_relaxed(uint32* p, uint32 v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+MKC_DEVICE void store_release(uint32* p, uint32 v) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+MKC_DEVICE void add_release(uint32* p, uint32 v) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+MKC_DEVICE uint32 fetch_add(uint32* p, uint32 v) {
+  uint32 old;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+  return old;
+}
+MKC_DEVICE bool claim(uint32* p) {  // true for the first caller only
+  uint32 old;
+  asm volatile("atom.acq_rel.gpu.global.cas.b32 %0, [%1], 0, 1;" : "=r"(old) : "l"(p) : "memory");
+  return old == 0;
+}
+
+// ---- time
+MKC_DEVICE uint64 clock_ns() {
+  uint64 now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+MKC_DEVICE void pause(uint32 spins) {
+  if (spins > 64) __nanosleep(20);
+}
+
+// ---- 16-bit floats
+struct alignas(2) bf16 {
+  unsigned short bits;
+};
+struct alignas(2) f16 {
+  unsigned short bits;
+};
+MKC_DEVICE float bits_to_float(uint32 bits) { return __uint_as_float(bits); }
+MKC_DEVICE uint32 float_to_bits(float value) { return __float_as_uint(value); }
+MKC_DEVICE float widen(bf16 v) { return bits_to_float(static_cast<uint32>(v.bits) << 16); }
+MKC_DEVICE float widen(f16 v) {
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v.bits));
+  return out;
+}
+template <class T>
+MKC_DEVICE T widen(T v) {
+  return v;
+}
+MKC_DEVICE void narrow(float v, bf16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+MKC_DEVICE void narrow(float v, f16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+
+// ---- mathematics
+MKC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
+MKC_DEVICE float rsqrt(float x) { return ::rsqrtf(x); }
+MKC_DEVICE float floor(float x) { return ::floorf(x); }
+MKC_DEVICE float ceil(float x) { return ::ceilf(x); }
+MKC_DEVICE float pow(float x, float y) { return ::powf(x, y); }
+MKC_DEVICE float log(float x) { return ::logf(x); }
+MKC_DEVICE float abs(float x) { return ::fabsf(x); }
+MKC_DEVICE float exp(float x) { return ::expf(x); }
+MKC_DEVICE float tanh(float x) { return ::tanhf(x); }
+MKC_DEVICE float erf(float x) { return ::erff(x); }
+
+// ---- loops
+template <class F>
+MKC_DEVICE void for_lanes(int begin, int end, F f) {
+  for (int i = begin + lane(); i < end; i += lanes()) f(i);
+}
+
+// R::of folded over f(0..n) by the lanes of a team, in an order fixed by n alone; every lane gets the result
+template <class R, class F>
+MKC_DEVICE auto team_reduce(int n, F f) {
+  using T = decltype(f(0));
+  T acc = R::template identity<T>();
+  for (int i = team_lane(); i < n; i += kTeamLanes) acc = R::of(acc, f(i));
+  for (int width = kTeamLanes / 2; width > 0; width /= 2) acc = R::of(acc, __shfl_xor_sync(0xFFFFFFFFu, acc, width));
+  return acc;
+}
+template <class F>
+MKC_DEVICE void for_team(int n, F f) {
+  for (int i = team_lane(); i < n; i += kTeamLanes) f(i);
+}
+template <class F>
+MKC_DEVICE void tile_loop(int rows, int width, F f) {
+  for_lanes(0, rows * width, [&](int i) { f(i / width, i % width); });
+}
+
+// a run of elements loaded at once
+template <class T>
+struct alignas(16) Chunk {
+  static constexpr int kElements = 16 / sizeof(T);
+  T element[kElements];
+};
+
+// M dot products that share the loads of w: lanes take 16 bytes of w at a time, then fold in a fixed order
+template <int M, int Depth, class X, class W>
+MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
+  constexpr int kElements = Chunk<W>::kElements;
+  MKC_UNROLL
+  for (int i = 0; i < M; ++i) sums[i] = 0.0f;
+  int done = 0;
+  if (reinterpret_cast<uint64>(w) % 16 == 0) {
+    done = Depth / (kElements * kTeamLanes) * (kElements * kTeamLanes);
+    for (int k = team_lane() * kElements; k < done; k += kTeamLanes * kElements) {
+      const Chunk<W> chunk = *reinterpret_cast<const Chunk<W>*>(w + k);
+      MKC_UNROLL
+      for (int i = 0; i < M; ++i) {
+        MKC_UNROLL
+        for (int j = 0; j < kElements; ++j) sums[i] += float(widen(x[i * row_step + k + j])) * float(widen(chunk.element[j]));
+      }
+    }
+  }
+  for (int k = done + team_lane(); k < Depth; k += kTeamLanes) {
+    MKC_UNROLL
+    for (int i = 0; i < M; ++i) sums[i] += float(widen(x[i * row_step + k])) * float(widen(w[k]));
+  }
+  MKC_UNROLL
+  for (int i = 0; i < M; ++i) {
+    for (int width = kTeamLanes / 2; width > 0; width /= 2) sums[i] += __shfl_xor_sync(0xFFFFFFFFu, sums[i], width);
+  }
+}
+
+}  // namespace mkc

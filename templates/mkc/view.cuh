@@ -1,0 +1,96 @@
+// Tensors as the bodies see them: a pointer whose type knows shape and strides.
+#pragma once
+
+#include <mkc/abi.cuh>
+#include <mkc/functions.cuh>
+
+namespace mkc {
+
+template <int... Extents>
+struct Shape {};
+template <long long... Steps>
+struct Stride {};
+
+// loads widen 16-bit floats to float, stores round to nearest even
+template <class T>
+MKC_DEVICE auto load(const T& v) {
+  return widen(v);
+}
+template <class V>
+MKC_DEVICE void store(bf16& out, V v) {
+  narrow(static_cast<float>(v), out);
+}
+template <class V>
+MKC_DEVICE void store(f16& out, V v) {
+  narrow(static_cast<float>(v), out);
+}
+template <class T, class V>
+MKC_DEVICE void store(T& out, V v) {
+  out = static_cast<T>(v);
+}
+
+template <class T, class S, class D>
+struct View;
+
+template <class T, int... Extents, long long... Steps>
+struct View<T, Shape<Extents...>, Stride<Steps...>> {
+  using Element = T;
+  static constexpr int kRank = sizeof...(Extents);
+  static constexpr int kExtents[] = {Extents..., 0};
+  static constexpr long long kSteps[] = {Steps..., 0};
+  T* data;
+
+  MKC_DEVICE explicit View(void* pointer) : data(static_cast<T*>(pointer)) {}
+  static constexpr int extent(int dim) { return kExtents[dim]; }
+  static constexpr long long step(int dim) { return kSteps[dim]; }
+  template <class... I>
+  MKC_DEVICE T& operator()(I... index) const {
+    return data[(0ll + ... + (static_cast<long long>(index) * Steps))];
+  }
+  MKC_DEVICE T& at(const int* index) const {
+    long long offset = 0;
+    MKC_UNROLL
+    for (int d = 0; d < kRank; ++d) offset += index[d] * step(d);
+    return data[offset];
+  }
+};
+
+// Several tensors read at the same place: the operands of an expression, or the further operands of an epilogue.
+template <class... Views>
+struct Each;
+template <>
+struct Each<> {
+  MKC_DEVICE explicit Each(void* const*) {}
+  template <class Expr, class At, class... Values>
+  MKC_DEVICE auto of(At, Values... values) const {
+    return Expr::of(values...);
+  }
+};
+template <class First, class... Rest>
+struct Each<First, Rest...> {
+  First first;
+  Each<Rest...> rest;
+  MKC_DEVICE explicit Each(void* const* p) : first(p[0]), rest(p + 1) {}
+  // Expr over `values` and then this pack's elements, each found by `at(view)`
+  template <class Expr, class At, class... Values>
+  MKC_DEVICE auto of(At at, Values... values) const {
+    return rest.template of<Expr>(at, values..., load(at(first)));
+  }
+};
+
+// sums[i] = sum_k x[i, k] w[k] for M rows of x that lie `row_step` apart; every lane of the team gets the sums.
+// Contiguous depths go through `wide_dots`, which each machine writes for its own loads.
+template <int M, int Depth, long long XStep, long long WStep, class X, class W>
+MKC_DEVICE void dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
+  if constexpr (XStep == 1 && WStep == 1) {
+    wide_dots<M, Depth>(x, row_step, w, sums);
+  } else {
+    MKC_UNROLL
+    for (int i = 0; i < M; ++i) {
+      const X* row = x + i * row_step;
+      sums[i] = team_reduce<fold::sum>(Depth, [=](int k) { return float(load(row[k * XStep])) * float(load(w[k * WStep])); });
+    }
+  }
+}
+
+}  // namespace mkc

@@ -1,0 +1,156 @@
+// The loop every worker runs: take a task, await its events, do it, signal; step after step, section after section.
+#pragma once
+
+#include <mkc/abi.cuh>
+
+namespace mkc {
+
+template <class Page>
+struct Worker {
+  const Launch& l;
+  const uint32 id;
+  uint32 section = 0, step = 0, begun = 0;
+
+  MKC_DEVICE Worker(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
+
+  MKC_DEVICE uint32* counter(uint32 index) const { return l.counters + static_cast<uint64>(index) * kEventStride; }
+  MKC_DEVICE uint32* ticket() const { return counter(l.num_events + 2 * section); }
+  MKC_DEVICE uint32* verdict() const { return counter(l.num_events + 2 * section + 1); }
+  MKC_DEVICE uint32* barrier() const { return counter(l.num_events + 2 * l.num_sections); }
+  MKC_DEVICE uint32* leaving() const { return counter(l.num_events + 2 * l.num_sections + 1); }
+  MKC_DEVICE uint32* aborted() const { return counter(l.num_events + 2 * l.num_sections + 2); }
+
+  // ---- waiting. Everything below `until` runs on lane 0; false means that the launch is aborted.
+
+  // The acquire here pairs with the release in `signal`, `permit` or `rendezvous`.
+  MKC_DEVICE bool until(const uint32* word, uint32 need, uint32 task, uint32 event) {
+    uint64 start = 0;
+    for (uint32 spins = 0;; ++spins) {
+      const uint32 have = load_acquire(word);
+      if (static_cast<int32>(have - need) >= 0) return true;
+      if (spins % 256 == 255) {
+        if (load_relaxed(aborted())) return false;
+        const uint64 now = clock_ns();
+        if (start == 0) start = now;
+        if (now - start > l.deadline_ns) return fail(task, event, have, need);
+      }
+      pause(spins);
+    }
+  }
+  MKC_DEVICE bool fail(uint32 task, uint32 event, uint32 have, uint32 need) {
+    if (claim(&l.report->failed)) {
+      Report& r = *l.report;
+      r.worker = id, r.section = section, r.step = step, r.task = task, r.event = event, r.have = have, r.need = need;
+    }
+    store_release(aborted(), 1);
+    return false;
+  }
+  MKC_DEVICE bool await(uint32 first, uint32 count, uint32 steps_done, uint32 task) {
+    for (uint32 i = first; i < first + count; ++i) {
+      const Wait& w = l.waits[i];
+      if (!until(counter(w.event), w.fanin * (steps_done - w.lag), task, w.event)) return false;
+    }
+    return true;
+  }
+
+  // ---- one task
+
+  MKC_DEVICE bool run(uint32 index) {
+    const Task& task = l.tasks[index];
+    uint64 taken = 0, ready = 0;
+    bool go = true;
+    if (lane() == 0) {
+      store_relaxed(&l.progress[id], ++begun);
+      if (Page::kTrace) taken = clock_ns();
+      go = await(task.first_wait, task.waits, step + 1, index);
+      if (Page::kTrace) ready = clock_ns();
+    }
+    if (!broadcast(go)) return false;
+    Page::run(task.body, l.operands + task.operands, task.ranges);
+    sync();  // every lane's writes come before lane 0's release
+    if (lane() == 0) {
+      if (Page::kTrace) stamp(index, taken, ready);
+      if (task.signal >= 0) add_release(counter(static_cast<uint32>(task.signal)), 1);
+    }
+    return true;
+  }
+  MKC_DEVICE void stamp(uint32 index, uint64 taken, uint64 ready) {
+    if (l.stamps == nullptr) return;
+    l.stamps[fetch_add(&l.progress[l.num_workers], 1)] = Stamp{id, index, taken, ready, clock_ns()};
+  }
+
+  // ---- one step after another
+
+  // Worker 0 reads the stop flag once the step before has settled it and tells everyone. The verdict counts permitted
+  // steps, twice, plus one when there will be no more; no worker can change the flag before it is permitted to go on.
+  MKC_DEVICE bool permitted() {
+    const Section& s = l.sections[section];
+    if (step >= l.steps[section]) return false;
+    if (s.stop < 0 || step == 0) return true;
+    if (id == 0) {
+      if (!await(s.first_stop_wait, s.stop_waits, step, 0xFFFFFFFFu)) return false;
+      const bool stop = *static_cast<const volatile uint8*>(l.operands[s.stop]) != 0;
+      store_release(verdict(), 2 * step + (stop ? 1 : 2));
+    }
+    if (!until(verdict(), 2 * step + 1, 0xFFFFFFFFu, 0xFFFFFFFFu)) return false;
+    return load_acquire(verdict()) != 2 * step + 1;
+  }
+  MKC_DEVICE bool own_queue() {
+    const Section& s = l.sections[section];
+    const uint32 begin = l.bounds[s.first_queue + id], end = l.bounds[s.first_queue + id + 1];
+    for (step = 0; broadcast(lane() == 0 && permitted()); ++step)
+      for (uint32 i = begin; i < end; ++i)
+        if (!run(l.queue[i])) return false;
+    return true;
+  }
+  // Tickets are drawn in an order that respects every dependency, so the oldest unfinished task can always run.
+  MKC_DEVICE bool shared_queue() {
+    const Section& s = l.sections[section];
+    const uint32 begin = l.bounds[s.first_queue];
+    bool open = broadcast(lane() == 0 && permitted());
+    while (open) {
+      const uint32 drawn = broadcast(lane() == 0 ? fetch_add(ticket(), 1) : 0u);
+      while (open && step != drawn / s.num_tasks) {
+        ++step;
+        open = broadcast(lane() == 0 && permitted());
+      }
+      if (open && !run(l.queue[begin + drawn % s.num_tasks])) return false;
+    }
+    return true;
+  }
+  // All workers finish a section before any begins the next. Release pairs with acquire in `until`.
+  MKC_DEVICE bool rendezvous() {
+    bool go = true;
+    sync();
+    if (lane() == 0) {
+      fetch_add(barrier(), 1);
+      go = until(barrier(), l.num_workers * (section + 1), 0xFFFFFFFEu, 0xFFFFFFFEu);
+    }
+    return broadcast(go);
+  }
+  MKC_DEVICE bool sections() {
+    for (section = 0; section < l.num_sections; ++section) {
+      step = 0;
+      if (!(l.sections[section].num_tasks ? shared_queue() : own_queue())) return false;
+      if (section + 1 < l.num_sections && !rendezvous()) return false;
+    }
+    return true;
+  }
+  // The last worker to leave clears the counters for the next launch.
+  MKC_DEVICE void leave() {
+    sync();
+    const bool last = broadcast(lane() == 0 && fetch_add(leaving(), 1) == l.num_workers - 1);
+    if (!last) return;
+    const int words = static_cast<int>((l.num_events + 2 * l.num_sections + 3) * kEventStride);
+    for_lanes(0, words, [&](int i) { store_relaxed(&l.counters[i], 0); });
+  }
+};
+
+template <class Page>
+MKC_DEVICE void work(const Launch& launch, uint32 id) {
+  Worker<Page> worker(launch, id);
+  worker.sections();
+  worker.leave();
+}
+
+}  // namespace mkc
