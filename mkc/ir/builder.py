@@ -9,11 +9,15 @@ from mkc.errors import UnsupportedError
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import Shape, contiguous
+from mkc.ir.layout import Layout, Shape, contiguous
 
 
 class Builder:
-    """Collects nodes in program order. `shape` and `dtype` are those of the result of the call being raised."""
+    """Collects nodes in program order.
+
+    `shape` and `dtype` are those of the result of the call being raised; `last_use` says that no later call looks at
+    the memory of its first argument, so that it may be changed in place.
+    """
 
     def __init__(self, name: str = "graph") -> None:
         self.name = name
@@ -23,12 +27,16 @@ class Builder:
         self.path = ""
         self.shape: Shape = ()
         self.dtype = DType.F32
+        self.last_use = False
         self._numbers = count()
 
-    def input(self, name: str, shape: Shape, dtype: DType, kind: Kind = Kind.INPUT) -> Tensor:
-        """A tensor of the caller's, or a parameter: contiguous, in a storage of its own."""
-        layout = contiguous(shape)
-        tensor = Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, kind))
+    def input(
+        self, name: str, shape: Shape, dtype: DType, kind: Kind = Kind.INPUT, strides: Shape | None = None
+    ) -> Tensor:
+        """A tensor of the caller's, or a parameter, in a storage of its own; contiguous unless strides are given."""
+        layout = contiguous(shape) if strides is None else Layout(shape, strides)
+        reach = 1 + sum((n - 1) * s for n, s in zip(layout.shape, layout.strides, strict=True))
+        tensor = Tensor(dtype, layout, Storage(name, reach * dtype.itemsize, kind))
         if kind in (Kind.INPUT, Kind.STATE):
             self.inputs.append(tensor)
         return tensor

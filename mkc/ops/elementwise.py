@@ -178,6 +178,12 @@ def _clone(b: Builder, x: Tensor, **_: object) -> Tensor:
     return b.dense(x)
 
 
+def _dropout(b: Builder, x: Tensor, p: float, train: bool) -> Tensor:
+    if train and p > 0:
+        raise UnsupportedError("dropout that is switched on")
+    return x
+
+
 _UNARY = (
     "neg abs reciprocal sqrt rsqrt exp log sin cos tanh erf sigmoid silu relu floor ceil logical_not square"
 ).split()
@@ -211,7 +217,7 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.detach.default": _same,
     "aten.alias.default": _same,
     "aten.lift_fresh_copy.default": _same,
-    "aten.dropout.default": _same,
+    "aten.dropout.default": _dropout,
 }
 assert set(_UNARY) <= set(FUNCTIONS)
 

@@ -134,6 +134,34 @@ MKC_DEVICE void tile_loop(int rows, int width, F f) {
   for_lanes(0, rows * width, [&](int i) { f(i / width, i % width); });
 }
 
+// For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).
+// Blocks of k are folded on their own first, which keeps long sums accurate; the order is fixed by depth alone.
+constexpr int kTeamColumns = kTeamLanes;  // as many columns as are worth handing to a team at once
+template <class R, int M, class F, class Done>
+MKC_DEVICE void column_reduce(int depth, int width, F f, Done done) {
+  using T = decltype(f(0, 0, 0));
+  constexpr int kBlock = 128;
+  for (int column = team_lane(); column < width; column += kTeamLanes) {
+    T total[M];
+    MKC_UNROLL
+    for (int i = 0; i < M; ++i) total[i] = R::template identity<T>();
+    for (int block = 0; block < depth; block += kBlock) {
+      const int end = depth - block < kBlock ? depth : block + kBlock;
+      T acc[M];
+      MKC_UNROLL
+      for (int i = 0; i < M; ++i) acc[i] = R::template identity<T>();
+      for (int k = block; k < end; ++k) {
+        MKC_UNROLL
+        for (int i = 0; i < M; ++i) acc[i] = R::of(acc[i], f(i, column, k));
+      }
+      MKC_UNROLL
+      for (int i = 0; i < M; ++i) total[i] = R::of(total[i], acc[i]);
+    }
+    MKC_UNROLL
+    for (int i = 0; i < M; ++i) done(i, column, total[i]);
+  }
+}
+
 // a run of elements loaded at once
 template <class T>
 struct alignas(16) Chunk {

@@ -181,6 +181,43 @@ MKC_DEVICE void tile_loop(int rows, int width, F f) {
   }
 }
 
+// For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).
+// Blocks of k are folded on their own first, which keeps long sums accurate; the order is fixed by depth alone.
+constexpr int kTeamColumns = 256;  // as many columns as are worth handing to a team at once
+template <class R, int M, class F, class Done>
+MKC_DEVICE void column_reduce(int depth, int width, F f, Done done) {
+  using T = decltype(f(0, 0, 0));
+  constexpr int kWays = M == 1 ? 64 : 32, kBlock = 128;
+  for (int begin = 0; begin < width; begin += kWays) {
+    const int ways = width - begin < kWays ? width - begin : kWays;
+    T total[M][kWays], acc[M][kWays];
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < kWays; ++j) total[i][j] = R::template identity<T>();
+    for (int block = 0; block < depth; block += kBlock) {
+      const int end = depth - block < kBlock ? depth : block + kBlock;
+      for (int i = 0; i < M; ++i)
+        for (int j = 0; j < kWays; ++j) acc[i][j] = R::template identity<T>();
+      if (ways == kWays) {
+        for (int k = block; k < end; ++k)
+          for (int i = 0; i < M; ++i) {
+#pragma GCC ivdep
+            for (int j = 0; j < kWays; ++j) acc[i][j] = R::of(acc[i][j], f(i, begin + j, k));
+          }
+      } else {
+        for (int k = block; k < end; ++k)
+          for (int i = 0; i < M; ++i) {
+#pragma GCC ivdep
+            for (int j = 0; j < ways; ++j) acc[i][j] = R::of(acc[i][j], f(i, begin + j, k));
+          }
+      }
+      for (int i = 0; i < M; ++i)
+        for (int j = 0; j < kWays; ++j) total[i][j] = R::of(total[i][j], acc[i][j]);
+    }
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < ways; ++j) done(i, begin + j, total[i][j]);
+  }
+}
+
 // M dot products that share the loads of w: kWays accumulators each, folded in a fixed order
 template <int M, int Depth, class X, class W>
 MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {

@@ -1,0 +1,145 @@
+"""Raised graphs -> Executable. A built kernel with torch's memory bound to its slots: no copies, pointers only."""
+
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from mkc.compiler import Compilation, compile_graphs
+from mkc.errors import InputError
+from mkc.frontend.convert import Raised, torch_dtype
+from mkc.frontend.trace import Attribute, UserInput
+from mkc.ir.graph import Kind, Tensor
+from mkc.ir.program import Slot, Words
+from mkc.ir.target import Target
+from mkc.targets import build
+
+Leaves = Sequence[Any]
+
+
+class Executable:
+    """Graphs compiled into one kernel. Call it with the flattened arguments of each graph."""
+
+    def __init__(self, raised: Sequence[Raised], target: Target, device: torch.device, policy: str = "static") -> None:
+        self.raised = tuple(raised)
+        self.device = device
+        self.compilation: Compilation = compile_graphs([r.graph for r in raised], target, policy)
+        self.kernel = build(self.compilation.program, self.compilation.source, target, device.index)
+        self._lock = threading.Lock()
+        self._attributes: list[torch.Tensor] = []  # live tensors of the module, by the slots below
+        self._owned: list[torch.Tensor] = []  # constants and the arena, kept alive
+        self._slots = self.compilation.program.slots
+        self._fixed = [self._fixed_address(slot) for slot in self._slots]
+
+    def __call__(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> list[Any]:
+        """Run every section for its steps (default: once). Returns the result of each section."""
+        with self._lock, torch.no_grad():
+            bound = _Binding(self, leaves)
+            self._launch(bound, steps)
+            return bound.results()
+
+    def trace(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> Words:
+        """Run once with time stamps; an array of STAMP."""
+        with self._lock, torch.no_grad():
+            bound = _Binding(self, leaves)
+            stamps = self.kernel.trace(bound.addresses, steps or [1] * len(self.raised))
+            bound.results()
+            return stamps
+
+    def _launch(self, bound: "_Binding", steps: Sequence[int] | None) -> None:
+        counts = steps or [1] * len(self.raised)
+        if self.device.type == "cuda":
+            self.kernel.launch(bound.addresses, counts, torch.cuda.current_stream(self.device).cuda_stream)
+        else:
+            self.kernel.launch(bound.addresses, counts)
+
+    def _fixed_address(self, slot: Slot) -> int | torch.Tensor | None:
+        """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""
+        raised = self.raised[slot.section]
+        match slot.kind:
+            case Kind.ARENA:
+                return self._own(torch.empty(slot.nbytes, dtype=torch.uint8, device=self.device))
+            case Kind.CONST:
+                bits = raised.constants[slot.name].reshape(-1).view("uint8")
+                return self._own(torch.from_numpy(bits.copy()).to(self.device))
+            case _:
+                source = raised.sources.get(slot.name)
+                return source.tensor if isinstance(source, Attribute) else None
+
+    def _own(self, tensor: torch.Tensor) -> int:
+        self._owned.append(tensor)
+        return tensor.data_ptr()
+
+
+class _Binding:
+    """The addresses of one call, the outputs made for it, and the inputs that had to be copied."""
+
+    def __init__(self, executable: Executable, leaves: Sequence[Leaves]) -> None:
+        self.executable = executable
+        self.leaves = leaves
+        self.outputs: dict[tuple[int, str], torch.Tensor] = {}
+        self.returned: list[tuple[torch.Tensor, torch.Tensor]] = []  # (caller's tensor, contiguous copy to write back)
+        self.copies: list[torch.Tensor] = []
+        fixed = zip(executable._slots, executable._fixed, strict=True)
+        self.addresses = [self._address(slot, known) for slot, known in fixed]
+        self._refuse_shared_states()
+
+    def _address(self, slot: Slot, known: int | torch.Tensor | None) -> int:
+        if isinstance(known, int):
+            return known
+        if isinstance(known, torch.Tensor):
+            return known.data_ptr()
+        if slot.kind is Kind.OUTPUT:
+            memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
+            self.outputs[slot.section, slot.name] = memory
+            return memory.data_ptr()
+        source = self.executable.raised[slot.section].sources[slot.name]
+        assert isinstance(source, UserInput)
+        return self._input(self.leaves[slot.section][source.index], slot)
+
+    def _input(self, tensor: torch.Tensor, slot: Slot) -> int:
+        if not tensor.is_contiguous():
+            dense = tensor.contiguous()
+            self.copies.append(dense)
+            if slot.kind is Kind.STATE:
+                self.returned.append((tensor, dense))
+            tensor = dense
+        return tensor.data_ptr()
+
+    def _refuse_shared_states(self) -> None:
+        """A state that another slot also names would be ordered by nobody."""
+        slots = self.executable._slots
+        for section in range(len(self.executable.raised)):
+            placed = zip(self.addresses, slots, strict=True)
+            mine = sorted((a, i) for i, (a, s) in enumerate(placed) if s.section == section or s.kind is Kind.ARENA)
+            for (start, i), (following, j) in pairwise(mine):
+                self._refuse_overlap(slots[i], slots[j], start + slots[i].nbytes > following)
+
+    def _refuse_overlap(self, first: Slot, then: Slot, overlap: bool) -> None:
+        if overlap and Kind.STATE in (first.kind, then.kind):
+            raise InputError(
+                f"{first.name} and {then.name} share memory and the model writes one of them; pass separate tensors"
+            )
+
+    def results(self) -> list[Any]:
+        for tensor, dense in self.returned:
+            tensor.copy_(dense)
+        return [self._result(section) for section in range(len(self.executable.raised))]
+
+    def _result(self, section: int) -> Any:
+        raised = self.executable.raised[section]
+        leaves = [self._leaf(section, leaf) for leaf in raised.outputs]
+        return pytree.tree_unflatten(leaves, raised.out_spec)
+
+    def _leaf(self, section: int, leaf: Any) -> Any:
+        match leaf:
+            case Tensor(dtype, layout, storage):
+                typed = self.outputs[section, storage.name].view(torch_dtype(dtype))
+                return typed.as_strided(layout.shape, layout.strides, layout.offset)
+            case UserInput(index):
+                return self.leaves[section][index]
+            case _:
+                return leaf

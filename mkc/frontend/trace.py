@@ -1,0 +1,192 @@
+"""nn.Module or function, inputs -> Traced. Torch's view of the model: a functional graph of ATen calls, shapes known."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._functorch.aot_autograd import aot_export_module
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from mkc.errors import ModelError
+
+Leaf = Any  # of an argument pytree: a tensor, a number, None
+
+
+@dataclass(frozen=True, slots=True)
+class UserInput:
+    """The leaf at `index` of the flattened arguments."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A parameter, buffer or constant of the module."""
+
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A functional graph and what its placeholders and outputs stand for.
+
+    `sources` has an entry for each placeholder. `mutated` maps a placeholder to the node whose value it must hold
+    after a run. `outputs` are the leaves of the result: nodes, or constants as they are.
+    """
+
+    module: fx.GraphModule
+    sources: dict[fx.Node, UserInput | Attribute]
+    mutated: dict[fx.Node, fx.Node]
+    outputs: tuple[Leaf, ...]
+    out_spec: pytree.TreeSpec
+
+
+def trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Symbolic tracing where it can go, `torch.export` where it cannot. Raises ModelError."""
+    module = model if isinstance(model, nn.Module) else _Function(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not kwargs and _is_plain(module, args):
+            try:
+                return trace_graph_module(_symbolic(module), args)
+            except Exception:  # noqa: BLE001, S110  whatever stopped it, export is the judge
+                pass
+        return _export(module, args, kwargs)
+
+
+def trace_graph_module(module: nn.Module, args: Sequence[torch.Tensor]) -> Traced:
+    """A module that is known to be a graph of torch calls, lowered to functional ATen calls."""
+    flat = _Flat(module)
+    graph_module, signature = aot_export_module(flat, tuple(args), trace_joint=False, pre_dispatch=True)
+    assert isinstance(graph_module, fx.GraphModule)
+    assert flat.spec is not None
+    by_name = {node.name: node for node in graph_module.graph.nodes}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+    }
+    sources: dict[fx.Node, UserInput | Attribute] = {}
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        name = names.get(node.name)
+        sources[node] = (
+            UserInput(list(signature.user_inputs).index(node.name)) if name is None else _attribute(flat, name)
+        )
+    holders = {name: by_name[placeholder] for placeholder, name in names.items()}
+    mutated = {holders[target]: by_name[name] for name, target in signature.buffers_to_mutate.items()}
+    mutated |= {by_name[target]: by_name[name] for name, target in signature.user_inputs_to_mutate.items()}
+    outputs = [by_name[name] for name in signature.user_outputs]
+    return Traced(graph_module, sources, mutated, tuple(outputs), flat.spec)
+
+
+class _Function(nn.Module):
+    """A function as a module, so that everything below has modules only."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+        self.forward = function  # keeps the signature for the tracers
+
+
+class _Flat(nn.Module):
+    """A module whose result is a flat tuple of tensors; remembers the shape it had."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.model = module
+        self.spec: pytree.TreeSpec | None = None
+
+    def forward(self, *args: torch.Tensor) -> tuple[Any, ...]:
+        leaves, self.spec = pytree.tree_flatten(self.model(*args))
+        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise ModelError("a result that is not a tensor")
+        return tuple(leaves)
+
+
+class _TensorLikeProxy(fx.Proxy):  # type: ignore[misc]
+    """A proxy that passes for a tensor, so that `isinstance(x, Tensor)` in a forward takes the branch it would take."""
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return torch.Tensor
+
+
+class _Tracer(fx.Tracer):
+    """Buffers become graph nodes, so that writing one while tracing is recorded instead of done."""
+
+    proxy_buffer_attributes = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _TensorLikeProxy(node, self)
+
+
+def _symbolic(module: nn.Module) -> fx.GraphModule:
+    graph = _Tracer().trace(module)
+    return fx.GraphModule(module, graph)
+
+
+def _is_plain(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Only positional tensors, one for each parameter of forward: no defaults that a proxy would hide."""
+    if not all(isinstance(a, torch.Tensor) for a in args):
+        return False
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return len(parameters) == len(args) and all(p.kind in positional for p in parameters)
+
+
+def _attribute(module: nn.Module, name: str) -> Attribute:
+    owner, _, leaf = name.rpartition(".")
+    tensor = getattr(module.get_submodule(owner), leaf)
+    return Attribute(name.removeprefix("model."), tensor)
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    try:
+        program = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+    except Exception as error:
+        name = type(module).__name__ if not isinstance(module, _Function) else getattr(module._function, "__name__", "function")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"torch.export cannot trace {name}: {reason}; mkc needs a forward whose control flow does not depend on values"
+        ) from error
+    graph_module = program.graph_module
+    by_name = {node.name: node for node in graph_module.graph.nodes}
+    tensors = {**program.state_dict, **program.constants}
+    sources: dict[fx.Node, UserInput | Attribute] = {}
+    holders: dict[str, fx.Node] = {}
+    for index, spec in enumerate(_user_order(program.graph_signature.input_specs)):
+        node = by_name[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            sources[node] = UserInput(index)
+            holders[spec.arg.name] = node
+        else:
+            assert spec.target is not None
+            sources[node] = Attribute(spec.target, tensors[spec.target])
+            holders[spec.target] = node
+    mutated, outputs = {}, []
+    for out in program.graph_signature.output_specs:
+        if out.kind is OutputKind.USER_OUTPUT:
+            outputs.append(out.arg.value if isinstance(out.arg, ConstantArgument) else by_name[out.arg.name])
+        elif out.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            assert out.target is not None
+            mutated[holders[out.target]] = by_name[out.arg.name]
+        else:
+            raise ModelError(f"an output of kind {out.kind.name} cannot be compiled; run the model for inference")
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    return Traced(graph_module, sources, mutated, tuple(outputs), spec)
+
+
+def _user_order(specs: Sequence[Any]) -> list[Any]:
+    """User inputs first, so that their position is that of the flattened argument; constants keep their place."""
+    users = [s for s in specs if s.kind is InputKind.USER_INPUT]
+    others = [s for s in specs if s.kind is not InputKind.USER_INPUT]
+    return users + others
