@@ -1,7 +1,8 @@
 """One module per operator. A module here is a whole operator: nothing else needs to know its name.
 
 A module may hold `OP`, an operator with tasks of its own, and `CLAIMS`, the calls of torch's functional dialect that
-it raises, by name. Views and constants are claims without an operator.
+it raises, by name. Views and constants are claims without an operator. `PATTERN` rewrites a graph in which the
+operator is spelled out in smaller ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from mkc.ir.dtype import Array
-from mkc.ir.graph import Node
+from mkc.ir.graph import Graph, Node
 from mkc.ir.target import Target
 from mkc.ir.tiling import Tiling
 
@@ -63,3 +64,9 @@ def registry() -> Mapping[str, Op]:
 def claims() -> Mapping[str, Claim]:
     """Every claimed call by the name torch gives it, such as `aten.linear.default`."""
     return {name: claim for m in _modules() if hasattr(m, "CLAIMS") for name, claim in m.CLAIMS.items()}
+
+
+@cache
+def patterns() -> tuple[Callable[[Graph], Graph], ...]:
+    """Every rewrite that finds an operator spelled out in smaller ones."""
+    return tuple(m.PATTERN for m in _modules() if hasattr(m, "PATTERN"))

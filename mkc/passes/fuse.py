@@ -1,7 +1,226 @@
-"""Graph -> Graph. Fewer, larger operators: elementwise work moves into its producer, copies into nobody."""
+"""Graph -> Graph. Fewer, larger operators: patterns become operators, elementwise work moves into its producer or consumer."""
 
-from mkc.ir.graph import Graph
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+
+from mkc.ir.expr import Arg, Call, Const, Expr, substitute
+from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
+from mkc.ir.layout import Layout, Shape
+from mkc.ops import patterns, registry
+
+MAX_OPERANDS = 12
 
 
 def fuse(graph: Graph) -> Graph:
-    return graph
+    for rewrite in patterns():
+        graph = rewrite(graph)
+    return _without_dead_nodes(_merge(_without_dead_nodes(graph)))
+
+
+def _merge(graph: Graph) -> Graph:
+    """Visit consumers in order; each takes in its producers as long as one can be merged."""
+    program = _Program(graph)
+    for number in range(len(graph.nodes)):
+        while (node := program.nodes[number]) and (merged := _with_some_producer(program, number, node)):
+            program.replace(*merged)
+    return program.graph()
+
+
+def _with_some_producer(program: "_Program", number: int, node: Node) -> tuple[int, int, Node] | None:
+    """(producer, consumer, the node that replaces both, in the consumer's place), latest producer first."""
+    found = {program.producer(t) for t in node.inputs} - {None}
+    for producer in sorted((p for p in found if p is not None), reverse=True):
+        first = program.nodes[producer]
+        assert first is not None
+        if not program.may_move(producer, number):
+            continue
+        for merge in (_into_producer, _into_consumer):
+            merged = merge(first, node)
+            if merged and len(merged.inputs) <= MAX_OPERANDS:
+                return producer, number, merged
+    return None
+
+
+def _into_producer(first: Node, then: Node) -> Node | None:
+    """`then` is elementwise: it becomes the epilogue of `first`, or grows the expression that `first` is."""
+    if then.op != "elementwise" or first.op == "elementwise":
+        return None
+    expr, made = _expr(then, "expr"), first.output
+    copies = expr == Arg(0) and len(then.inputs) == 1
+    if not (registry()[first.op].stores or (copies and then.output.dtype is made.dtype)):
+        return None
+    frame = _frame_of(made, [t for t in then.inputs if t.storage == made.storage])
+    if frame is None:
+        return None
+    others = [frame(t) for t in then.inputs if t.storage != made.storage]
+    output = frame(then.output)
+    if output is None or None in others:
+        return None
+    if not registry()[first.op].stores:
+        return replace(first, outputs=(output,))
+    own = _expr(first, "epilogue")
+    held = _operands(own)
+    new = iter(range(held, held + len(others)))
+    places = [own if t.storage == made.storage else Arg(next(new)) for t in then.inputs]
+    inputs = (*first.inputs, *(t for t in others if t is not None))
+    epilogue = substitute(expr, lambda arg: places[arg.index])
+    return _with(first, inputs, output, epilogue=epilogue, path=then.path if not first.path else first.path)
+
+
+def _into_consumer(first: Node, then: Node) -> Node | None:
+    """`first` is elementwise, and so is what `then` does to each of its inputs: the expressions nest."""
+    if first.op != "elementwise" or "expr" not in then:
+        return None
+    made, uses = first.output, [t for t in then.inputs if t.storage == first.output.storage]
+    if any(u.layout != uses[0].layout for u in uses):
+        return None
+    into = _frame_onto(made, uses[0])
+    mine = [into(t) for t in first.inputs]
+    if None in mine:
+        return None
+    inputs: list[Tensor] = []
+    for t in (*(t for t in then.inputs if t.storage != made.storage), *(t for t in mine if t is not None)):
+        if t not in inputs:
+            inputs.append(t)
+    inner = substitute(_expr(first, "expr"), lambda arg: Arg(inputs.index(_present(mine[arg.index]))))
+    places = [inner if t.storage == made.storage else Arg(inputs.index(t)) for t in then.inputs]
+    expr = substitute(_expr(then, "expr"), lambda arg: places[arg.index])
+    if made.dtype.is_float and not then.output.dtype.is_float and made.dtype.itemsize < 4:
+        return None  # what decides an integer or a truth is rounded as torch rounds it
+    return _with(then, tuple(inputs), then.output, expr=expr)
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _with(node: Node, inputs: tuple[Tensor, ...], output: Tensor, path: str | None = None, **attrs: Attr) -> Node:
+    kept = tuple((k, v) for k, v in node.attrs if k not in attrs)
+    return replace(node, inputs=inputs, outputs=(output,), attrs=(*kept, *attrs.items()), path=node.path if path is None else path)
+
+
+def _expr(node: Node, key: str) -> Expr:
+    if key not in node:
+        return Arg(0)
+    expr = node[key]
+    assert isinstance(expr, Arg | Call | Const)
+    return expr
+
+
+def _operands(expr: Expr) -> int:
+    """One more than the highest operand: the result itself counts as operand 0."""
+    match expr:
+        case Arg(index):
+            return index + 1
+        case Const():
+            return 1
+        case Call(_, args):
+            return max(1, *map(_operands, args)) if args else 1
+
+
+Frame = Callable[[Tensor], Tensor | None]
+
+
+def _frame_of(made: Tensor, uses: list[Tensor]) -> Frame | None:
+    """How tensors of the consumer's shape look in the producer's, when the consumer sees all of `made` exactly once."""
+    first = uses[0]
+    if any(u.layout != first.layout for u in uses) or not _is_all_of(first.layout, made.layout):
+        return None
+    order = _storage_order(first.layout)
+
+    def frame(tensor: Tensor) -> Tensor | None:
+        layout = tensor.layout.permute(order).reshape(made.shape)
+        return None if layout is None else tensor.view(layout)
+
+    return frame
+
+
+def _frame_onto(made: Tensor, use: Tensor) -> Frame:
+    """How tensors of the producer's shape look in the consumer's."""
+    if not _is_all_of(use.layout, made.layout):
+        return lambda tensor: None
+    order = _storage_order(use.layout)
+    sorted_shape: Shape = tuple(use.shape[d] for d in order)
+    back = tuple(order.index(d) for d in range(len(order)))
+
+    def frame(tensor: Tensor) -> Tensor | None:
+        layout = tensor.layout.reshape(sorted_shape)
+        return None if layout is None else tensor.view(layout.permute(back))
+
+    return frame
+
+
+def _is_all_of(use: Layout, made: Layout) -> bool:
+    """True when `use` shows every element of a contiguous tensor once, in whatever order of dimensions."""
+    whole = made.is_contiguous and use.offset == made.offset and use.numel == made.numel
+    return whole and use.permute(_storage_order(use)).is_contiguous
+
+
+def _storage_order(layout: Layout) -> tuple[int, ...]:
+    """Dimensions from the largest stride to the smallest; those of one element stay where they are worth least."""
+    return tuple(sorted(range(layout.rank), key=lambda d: (-layout.strides[d] if layout.shape[d] > 1 else -1, d)))
+
+
+class _Program:
+    """Nodes that can be merged, and who writes and reads each storage."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.original = graph
+        self.nodes: list[Node | None] = list(graph.nodes)
+        self.writers: dict[Storage, set[int]] = defaultdict(set)
+        self.readers: dict[Storage, set[int]] = defaultdict(set)
+        self.returned = {t.storage for t in graph.outputs}
+        for number, node in enumerate(graph.nodes):
+            self._enter(number, node)
+
+    def _enter(self, number: int, node: Node) -> None:
+        for tensor in node.inputs:
+            self.readers[tensor.storage].add(number)
+        for tensor in node.outputs:
+            self.writers[tensor.storage].add(number)
+
+    def _leave(self, number: int) -> None:
+        node = self.nodes[number]
+        assert node is not None
+        for tensor in node.inputs:
+            self.readers[tensor.storage].discard(number)
+        for tensor in node.outputs:
+            self.writers[tensor.storage].discard(number)
+
+    def producer(self, tensor: Tensor) -> int | None:
+        """The only node that writes this arena storage, when it has one output and one reader."""
+        storage = tensor.storage
+        if storage.kind is not Kind.ARENA or len(self.writers[storage]) != 1 or len(self.readers[storage]) != 1:
+            return None
+        (number,) = self.writers[storage]
+        node = self.nodes[number]
+        return number if node is not None and len(node.outputs) == 1 else None
+
+    def may_move(self, number: int, later: int) -> bool:
+        """True when nothing from `number` up to `later` writes what the node reads."""
+        node = self.nodes[number]
+        assert node is not None
+        return not any(number < w < later for t in node.inputs for w in self.writers[t.storage])
+
+    def replace(self, first: int, then: int, merged: Node) -> None:
+        self._leave(first)
+        self._leave(then)
+        self.nodes[first] = None
+        self.nodes[then] = merged
+        self._enter(then, merged)
+
+    def graph(self) -> Graph:
+        return replace(self.original, nodes=tuple(n for n in self.nodes if n is not None))
+
+
+def _without_dead_nodes(graph: Graph) -> Graph:
+    """Nodes whose results nobody reads are dropped."""
+    needed = {t.storage for t in graph.outputs}
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if any(t.storage in needed or t.storage.kind is not Kind.ARENA for t in node.outputs):
+            needed |= {t.storage for t in node.inputs}
+            kept.append(node)
+    return replace(graph, nodes=tuple(reversed(kept)))

@@ -86,7 +86,7 @@ struct Worker {
   MKC_DEVICE bool permitted() {
     const Section& s = l.sections[section];
     if (step >= l.steps[section]) return false;
-    if (s.stop < 0 || step == 0) return true;
+    if (s.stop < 0) return true;
     if (id == 0) {
       if (!await(s.first_stop_wait, s.stop_waits, step, 0xFFFFFFFFu)) return false;
       const bool stop = *static_cast<const volatile uint8*>(l.operands[s.stop]) != 0;

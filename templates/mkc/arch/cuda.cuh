@@ -13,8 +13,8 @@ using uint8 = unsigned char;
 using uint32 = unsigned int;
 using uint64 = unsigned long long;
 
-constexpr float kInf = __builtin_huge_valf();
-constexpr float kNan = __builtin_nanf("");
+constexpr float kInf = __builtin_bit_cast(float, 0x7F800000u);  // NVRTC has no __builtin_huge_valf
+constexpr float kNan = __builtin_bit_cast(float, 0x7FC00000u);
 
 // ---- who am I: `lanes` threads run a task together, in `teams` that each reduce on their own
 constexpr int kTeamLanes = 32;
@@ -99,6 +99,8 @@ MKC_DEVICE void narrow(float v, bf16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h
 MKC_DEVICE void narrow(float v, f16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
 
 // ---- mathematics
+MKC_DEVICE double __builtin_rint(double x) { return ::rint(x); }  // NVRTC lacks these two builtins of the host's compilers
+MKC_DEVICE double __builtin_fma(double x, double y, double z) { return ::fma(x, y, z); }
 MKC_DEVICE float sqrt(float x) { return ::sqrtf(x); }
 MKC_DEVICE float rsqrt(float x) { return ::rsqrtf(x); }
 MKC_DEVICE float floor(float x) { return ::floorf(x); }

@@ -1,0 +1,110 @@
+"""Causal language models: load one, compile its prompt and decoding into one kernel, generate with one launch an answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from mkc import config, targets
+from mkc.compiler import Compilation
+from mkc.errors import InputError, ModelError
+from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
+from mkc.frontend.executable import Executable
+from mkc.frontend.module import options
+from mkc.ir.program import Words
+from mkc.ir.target import Target
+
+
+class CausalLM:
+    """A language model in one persistent kernel, one sequence at a time, greedy.
+
+    `max_length` is the room for prompt and answer together, in tokens; `chunk` is how many prompt tokens one step reads.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any = None, *, max_length: int | None = None, chunk: int = 16, **given: Any
+    ) -> None:
+        refuse_unsupported(model)
+        chosen = options(fallback="error", **given)
+        text_config = model.config.get_text_config()
+        limit = getattr(text_config, "max_position_embeddings", None) or 2048
+        self.max_length = max_length or min(limit, 2048)
+        if not 1 < self.max_length <= limit:
+            raise InputError(f"max_length={max_length} must be from 2 to the model's {limit} positions")
+        self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
+        self.stops = _stops(model)
+        self.state = make_state(model, self.max_length)
+        wanted = chosen.target or config.target_name()
+        if not isinstance(wanted, Target):
+            if wanted not in (None, model.device.type):
+                raise InputError(f"target {wanted!r} cannot run a model that is on {model.device}; move it or drop the target")
+            wanted = targets.named(model.device.type, model.device.index, chosen.workers or config.workers())
+        sections = raise_sections(model, self.state, self.stops, self.chunk)
+        self._executable = Executable(sections, wanted, model.device, chosen.policy)
+
+    @staticmethod
+    def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":
+        """A Hugging Face folder or id, unmodified. Code that comes with a model is never run."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot load a causal language model from {path!r}: {error}") from error
+        return CausalLM(model.to(device).eval(), tokenizer, **given)
+
+    @property
+    def compilation(self) -> Compilation:
+        """Every stage of both sections and of the kernel."""
+        return self._executable.compilation
+
+    @property
+    def source(self) -> str:
+        """One complete page that compiles on its own."""
+        return self.compilation.source.complete
+
+    def generate(self, prompt: str, max_new_tokens: int = 64) -> str:
+        """The continuation of a text, without the end-of-sequence token. Needs a tokenizer."""
+        if self.tokenizer is None:
+            raise InputError("this CausalLM was made without a tokenizer; use generate_ids, or pass one")
+        found = self.generate_ids(self.tokenizer(prompt)["input_ids"], max_new_tokens)
+        return str(self.tokenizer.decode([t for t in found if t not in self.stops], skip_special_tokens=True))
+
+    def generate_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> list[int]:
+        """Tokens after `ids`, at most `max_new_tokens`, ending with an end-of-sequence token where one came. One launch."""
+        steps = self._prepare(ids, max_new_tokens)
+        self._executable(self.state.tensors, self.state.tensors, steps=steps)
+        return self._answer(len(ids), max_new_tokens)
+
+    def trace_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> Words:
+        """The same run with time stamps: an array of STAMP."""
+        steps = self._prepare(ids, max_new_tokens)
+        return self._executable.trace(self.state.tensors, self.state.tensors, steps=steps)
+
+    def _prepare(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, int]:
+        """Lay the prompt in the state; how many steps each section takes."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if not ids or not all(0 <= i < vocabulary for i in ids):
+            raise InputError(f"a prompt is one or more token ids below {vocabulary}")
+        if max_new_tokens < 1 or len(ids) + max_new_tokens > self.max_length:
+            raise InputError(
+                f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} do not fit max_length={self.max_length}"
+            )
+        self.state.text[0, : len(ids)] = torch.tensor(ids)
+        self.state.length.fill_(len(ids))
+        self.state.position.zero_()
+        self.state.done.fill_(False)
+        return -(-len(ids) // self.chunk), max_new_tokens - 1
+
+    def _answer(self, start: int, count: int) -> list[int]:
+        found: list[int] = self.state.text[0, start : start + count].tolist()
+        ends = [i for i, token in enumerate(found) if token in self.stops]
+        return found[: ends[0] + 1] if ends else found
+
+
+def _stops(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a sequence."""
+    given = getattr(model.generation_config, "eos_token_id", None)
+    if given is None:
+        given = model.config.get_text_config().eos_token_id
+    return tuple(given) if isinstance(given, list | tuple) else () if given is None else (given,)
