@@ -4,18 +4,22 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
-from mkc.ir.expr import Arg, Call, Const, Expr, substitute
+from mkc.ir.expr import Arg, Call, Const, Expr, size, substitute
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, Shape
 from mkc.ops import patterns, registry
 
 MAX_OPERANDS = 12
+MAX_CALLS = 48  # of one expression; operands used twice are written twice, so chains could grow without end
 
 
 def fuse(graph: Graph) -> Graph:
-    for rewrite in patterns():
-        graph = rewrite(graph)
-    return _without_dead_nodes(_merge(_without_dead_nodes(graph)))
+    """Patterns are looked for twice: as torch spelled them out, and once elementwise chains are single nodes."""
+    for _ in range(2):
+        for rewrite in patterns():
+            graph = rewrite(graph)
+        graph = _merge(_without_dead_nodes(graph))
+    return graph
 
 
 def _merge(graph: Graph) -> Graph:
@@ -37,7 +41,7 @@ def _with_some_producer(program: "_Program", number: int, node: Node) -> tuple[i
             continue
         for merge in (_into_producer, _into_consumer):
             merged = merge(first, node)
-            if merged and len(merged.inputs) <= MAX_OPERANDS:
+            if merged and len(merged.inputs) <= MAX_OPERANDS and _calls(merged) <= MAX_CALLS:
                 return producer, number, merged
     return None
 
@@ -69,26 +73,25 @@ def _into_producer(first: Node, then: Node) -> Node | None:
 
 
 def _into_consumer(first: Node, then: Node) -> Node | None:
-    """`first` is elementwise, and so is what `then` does to each of its inputs: the expressions nest."""
+    """`first` is elementwise, and so is what `then` does to its first inputs: the expressions nest."""
     if first.op != "elementwise" or "expr" not in then:
         return None
-    made, uses = first.output, [t for t in then.inputs if t.storage == first.output.storage]
-    if any(u.layout != uses[0].layout for u in uses):
+    outer, made = _expr(then, "expr"), first.output
+    reads, extras = then.inputs[: _operands(outer)], then.inputs[_operands(outer) :]
+    uses = [t for t in reads if t.storage == made.storage]
+    if not uses or any(u.layout != uses[0].layout for u in uses) or any(t.storage == made.storage for t in extras):
         return None
+    if made.dtype.is_float and made.dtype.itemsize < 4 and not then.output.dtype.is_float:
+        return None  # what decides an integer or a truth is rounded as torch rounds it
     into = _frame_onto(made, uses[0])
     mine = [into(t) for t in first.inputs]
+    operands = tuple(dict.fromkeys([*(t for t in reads if t.storage != made.storage), *(t for t in mine if t)]))
     if None in mine:
         return None
-    inputs: list[Tensor] = []
-    for t in (*(t for t in then.inputs if t.storage != made.storage), *(t for t in mine if t is not None)):
-        if t not in inputs:
-            inputs.append(t)
-    inner = substitute(_expr(first, "expr"), lambda arg: Arg(inputs.index(_present(mine[arg.index]))))
-    places = [inner if t.storage == made.storage else Arg(inputs.index(t)) for t in then.inputs]
-    expr = substitute(_expr(then, "expr"), lambda arg: places[arg.index])
-    if made.dtype.is_float and not then.output.dtype.is_float and made.dtype.itemsize < 4:
-        return None  # what decides an integer or a truth is rounded as torch rounds it
-    return _with(then, tuple(inputs), then.output, expr=expr)
+    inner = substitute(_expr(first, "expr"), lambda arg: Arg(operands.index(_present(mine[arg.index]))))
+    places = [inner if t.storage == made.storage else Arg(operands.index(t)) for t in reads]
+    expr = substitute(outer, lambda arg: places[arg.index])
+    return _with(then, (*operands, *extras), then.output, expr=expr)
 
 
 def _present(tensor: Tensor | None) -> Tensor:
@@ -107,6 +110,10 @@ def _expr(node: Node, key: str) -> Expr:
     expr = node[key]
     assert isinstance(expr, Arg | Call | Const)
     return expr
+
+
+def _calls(node: Node) -> int:
+    return sum(size(_expr(node, key)) for key in ("expr", "epilogue"))
 
 
 def _operands(expr: Expr) -> int:

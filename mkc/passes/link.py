@@ -1,11 +1,11 @@
 """Tasks -> TaskGraph. A task comes after every earlier task whose tile it would disturb, or be disturbed by."""
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable
+from itertools import chain, pairwise
 
 from mkc.ir.graph import Graph
 from mkc.ir.span import Span
-from mkc.ir.tasks import Access, TaskGraph, Tasks, access
+from mkc.ir.tasks import Access, Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -16,16 +16,21 @@ def link(tasks: Tasks) -> TaskGraph:
     count = len(tasks.tasks)
     memories: dict[str, _Memory] = {}
     reach = _Reach(tasks)
-    after = [reach.reduced(_conflicts(memories, tasks, number)) for number in range(count * (1 + tasks.graph.loops))]
-    stop = _settled(memories, tasks.graph)  # writers in the last step linked
+    after: list[Ranges] = []
+    for step in range(1 + tasks.graph.loops):
+        for first, end in pairwise(tasks.first):
+            for local in range(first, end):
+                after.append(reach.reduced(_conflicts(memories, tasks.tasks[local], step * count + local)))
+            for memory in memories.values():
+                memory.settle(step * count + first)
     last = count if tasks.graph.loops else 0
+    stop = tuple((lo - last, hi - last) for lo, hi in _settled(memories, tasks.graph))
     carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
-    return TaskGraph(tasks, tuple(after[:count]), carried, tuple((lo - last, hi - last) for lo, hi in stop))
+    return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
 
-def _conflicts(memories: "dict[str, _Memory]", tasks: Tasks, number: int) -> Ranges:
+def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int) -> Ranges:
     """Earlier tasks in conflict with this one, which is then entered into the books."""
-    task = tasks.tasks[number % len(tasks.tasks)]
     found: list[Range] = []
     for read in task.reads:
         found += _at(memories, read).writers_of(read.span)
@@ -58,6 +63,7 @@ class _Memory:
         self.writers = _Ledger()
         self.readers = _Ledger()
         self.known: dict[Span, Ranges] = {}  # answers of `writers_of` since the last write
+        self.fresh: list[Range] = []  # bytes that the present node wrote without gaps
 
     def writers_of(self, span: Span) -> Ranges:
         if span not in self.known:
@@ -66,53 +72,62 @@ class _Memory:
 
     def write(self, span: Span, number: int) -> None:
         self.known.clear()
-        self.writers.forget(span)
-        self.readers.forget(span)
         self.writers.add(span, number)
+        if span.is_dense:
+            self.fresh.append((span.start, span.stop))
+
+    def settle(self, first: int) -> None:
+        """A node is complete: forget what tasks before `first` did to bytes that the node has all overwritten.
+
+        Whoever meets that later meets the node's writes too, and comes after both through them.
+        """
+        for lo, hi in _merged(self.fresh):
+            self.writers.forget(lo, hi, first)
+            self.readers.forget(lo, hi, first)
+        self.fresh.clear()
 
 
 class _Ledger:
-    """Spans with the tasks that touched them, found by position."""
+    """Spans with the tasks that touched them, found by the pages they lie in."""
+
+    PAGE = 1024  # bytes; about a tile
 
     def __init__(self) -> None:
-        self.order: list[Span] = []  # by start
         self.tasks: dict[Span, list[Range]] = {}
-        self.longest = 0
+        self.pages: dict[int, dict[Span, None]] = {}
 
     def add(self, span: Span, number: int) -> None:
         ranges = self.tasks.get(span)
         if ranges is None:
             self.tasks[span] = [(number, number + 1)]
-            insort(self.order, span, key=_start)
-            self.longest = max(self.longest, span.stop - span.start)
+            for page in self._pages(span.start, span.stop):
+                self.pages.setdefault(page, {})[span] = None
         elif ranges[-1][1] == number:
             ranges[-1] = (ranges[-1][0], number + 1)
         elif ranges[-1][1] < number:
             ranges.append((number, number + 1))
 
     def meeting(self, span: Span) -> list[Range]:
-        return [r for other in self._near(span) if span.meets(other) for r in self.tasks[other]]
+        return [r for other in self._near(span.start, span.stop) if span.meets(other) for r in self.tasks[other]]
 
-    def forget(self, span: Span) -> None:
-        """Drop what `span` covers: whoever meets that later meets `span` too, and comes after both through it."""
-        gone = {other for other in self._near(span) if span.covers(other)}
-        if gone:
-            lo, hi = self._window(span)
-            self.order[lo:hi] = [other for other in self.order[lo:hi] if other not in gone]
-            for other in gone:
-                del self.tasks[other]
+    def forget(self, lo: int, hi: int, before: int) -> None:
+        """Drop what tasks before `before` did to spans inside [lo, hi)."""
+        for span in self._near(lo, hi):
+            if not (lo <= span.start and span.stop <= hi):
+                continue
+            self.tasks[span] = [r for r in self.tasks[span] if r[1] > before]
+            if not self.tasks[span]:
+                del self.tasks[span]
+                for page in self._pages(span.start, span.stop):
+                    del self.pages[page][span]
 
-    def _near(self, span: Span) -> list[Span]:
-        lo, hi = self._window(span)
-        return self.order[lo:hi]
+    def _near(self, lo: int, hi: int) -> list[Span]:
+        """Spans that share a page with [lo, hi), each once."""
+        pages = [self.pages[page] for page in self._pages(lo, hi) if page in self.pages]
+        return list(pages[0]) if len(pages) == 1 else list(dict.fromkeys(chain.from_iterable(pages)))
 
-    def _window(self, span: Span) -> tuple[int, int]:
-        lo = bisect_left(self.order, span.start - self.longest, key=_start)
-        return lo, bisect_left(self.order, span.stop, key=_start)
-
-
-def _start(span: Span) -> int:
-    return span.start
+    def _pages(self, lo: int, hi: int) -> range:
+        return range(lo // self.PAGE, -(-hi // self.PAGE))
 
 
 class _Reach:

@@ -59,6 +59,11 @@ def lay_in(text: str) -> str:
     return _INCLUDE.sub(replace, text)
 
 
+def render_template(name: str, **values: object) -> str:
+    """Another page kept under templates/, such as those of `mkc.inspect`; HTML and SVG are escaped."""
+    return _environment().get_template(name).render(**values)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
@@ -67,6 +72,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        autoescape=lambda name: name is not None and name.endswith((".html.j2", ".svg.j2")),
     )
 
 
