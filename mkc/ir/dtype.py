@@ -1,11 +1,12 @@
 """Element types: their width, their name in C++, and how numpy holds them."""
 
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class DType(Enum):

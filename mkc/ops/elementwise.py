@@ -178,6 +178,11 @@ def _clone(b: Builder, x: Tensor, **_: object) -> Tensor:
     return b.dense(x)
 
 
+def _copied(b: Builder, x: Tensor, source: Tensor, *_: object) -> Tensor:
+    """What `x` holds after source was copied into it: source's values, in the shape and type of x."""
+    return cast(b, source.view(source.layout.expand(x.shape)), x.dtype)
+
+
 def _dropout(b: Builder, x: Tensor, p: float, train: bool) -> Tensor:
     if train and p > 0:
         raise UnsupportedError("dropout that is switched on")
@@ -214,6 +219,7 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.type_as.default": lambda b, x, _: cast(b, x, b.dtype),
     "aten.clone.default": _clone,
     "aten.contiguous.default": _clone,
+    "aten.copy.default": _copied,
     "aten.detach.default": _same,
     "aten.alias.default": _same,
     "aten.lift_fresh_copy.default": _same,
