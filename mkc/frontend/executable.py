@@ -51,10 +51,8 @@ class Executable:
 
     def _launch(self, bound: "_Binding", steps: Sequence[int] | None) -> None:
         counts = steps or [1] * len(self.raised)
-        if self.device.type == "cuda":
-            self.kernel.launch(bound.addresses, counts, torch.cuda.current_stream(self.device).cuda_stream)
-        else:
-            self.kernel.launch(bound.addresses, counts)
+        stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        self.kernel.launch(bound.addresses, counts, stream)
 
     def _fixed_address(self, slot: Slot) -> int | torch.Tensor | None:
         """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""

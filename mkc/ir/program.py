@@ -97,6 +97,11 @@ class Program:
         """Events, a ticket and a verdict for each section, the barrier, the count of those leaving, the abort flag."""
         return self.num_events + 2 * len(self.sections) + 3
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether workers draw tickets, rather than have queues of their own."""
+        return bool(self.sections["num_tasks"].any())
+
     def producers(self, event: int) -> tuple[int, ...]:
         """The tasks that signal an event."""
         return tuple(int(t) for t in np.flatnonzero(self.tasks["signal"] == event))

@@ -56,8 +56,8 @@ class CpuKernel:
         self._addresses: tuple[int, ...] = ()
         self._operands = np.zeros(len(program.operands), np.uint64)
 
-    def launch(self, addresses: Sequence[int], steps: Sequence[int]) -> None:
-        """Run all sections; returns when the last worker has left."""
+    def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:
+        """Run all sections; returns when the last worker has left. There are no streams on the host."""
         self._run(self._worker, addresses, steps, None)
 
     def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:

@@ -16,7 +16,7 @@ class Kernel(Protocol):
 
     program: Program
 
-    def launch(self, addresses: Sequence[int], steps: Sequence[int]) -> None: ...
+    def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None: ...
 
     def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:
         """One launch with time stamps: an array of STAMP, in the order in which tasks ended."""
@@ -26,7 +26,7 @@ class Kernel(Protocol):
 def pointers(program: Program, addresses: Sequence[int]) -> Words:
     """The address of every operand (uint64)."""
     bases = np.asarray(addresses, np.uint64)
-    return bases[program.operands["slot"]] + program.operands["offset"]
+    return np.asarray(bases[program.operands["slot"]] + program.operands["offset"])
 
 
 def launch_words(program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int) -> Words:

@@ -95,9 +95,9 @@ struct Angle {
   int quadrant;
 };
 MKC_DEVICE Angle reduce_angle(float x) {
-  const double n = __builtin_rint(static_cast<double>(x) * 0.63661977236758134308);
-  double r = __builtin_fma(-n, 1.57079632679489655800, static_cast<double>(x));
-  r = __builtin_fma(-n, 6.12323399573676603587e-17, r);
+  const double n = mkc::rint(static_cast<double>(x) * 0.63661977236758134308);
+  double r = mkc::fma(-n, 1.57079632679489655800, static_cast<double>(x));
+  r = mkc::fma(-n, 6.12323399573676603587e-17, r);
   return {static_cast<float>(r), static_cast<int>(static_cast<int64>(n) & 3)};
 }
 // Cephes sinf and cosf polynomials on [-pi/4, pi/4]; odd quadrants swap them, the upper two negate

@@ -40,7 +40,7 @@ struct View<T, Shape<Extents...>, Stride<Steps...>> {
   static constexpr long long kSteps[] = {Steps..., 0};
   T* data;
 
-  MKC_DEVICE explicit View(void* pointer) : data(static_cast<T*>(pointer)) {}
+  MKC_DEVICE explicit View(void* pointer) : data(static_cast<T*>(in_global(pointer))) {}
   static constexpr int extent(int dim) { return kExtents[dim]; }
   static constexpr long long step(int dim) { return kSteps[dim]; }
   template <class... I>

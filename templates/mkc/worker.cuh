@@ -5,6 +5,11 @@
 
 namespace mkc {
 
+template <class Body>
+MKC_BODY void run_body(void* const* operands, const Range* ranges) {
+  Body::run(operands, ranges);
+}
+
 template <class Page>
 struct Worker {
   const Launch& l;
@@ -25,9 +30,12 @@ struct Worker {
   // The acquire here pairs with the release in `signal`, `permit` or `rendezvous`.
   MKC_DEVICE bool until(const uint32* word, uint32 need, uint32 task, uint32 event) {
     uint64 start = 0;
-    for (uint32 spins = 0;; ++spins) {
-      const uint32 have = load_acquire(word);
-      if (static_cast<int32>(have - need) >= 0) return true;
+    for (uint32 spins = 0;; ++spins) {  // polls are relaxed: an acquire empties the SM's L1
+      const uint32 have = load_relaxed(word);
+      if (static_cast<int32>(have - need) >= 0) {
+        load_acquire(word);
+        return true;
+      }
       if (spins % 256 == 255) {
         if (load_relaxed(aborted())) return false;
         const uint64 now = clock_ns();
@@ -118,6 +126,10 @@ struct Worker {
     }
     return true;
   }
+  MKC_DEVICE bool queue() {
+    if constexpr (Page::kDynamic) return shared_queue();
+    else return own_queue();
+  }
   // All workers finish a section before any begins the next. Release pairs with acquire in `until`.
   MKC_DEVICE bool rendezvous() {
     bool go = true;
@@ -131,7 +143,7 @@ struct Worker {
   MKC_DEVICE bool sections() {
     for (section = 0; section < l.num_sections; ++section) {
       step = 0;
-      if (!(l.sections[section].num_tasks ? shared_queue() : own_queue())) return false;
+      if (!queue()) return false;
       if (section + 1 < l.num_sections && !rendezvous()) return false;
     }
     return true;

@@ -1,0 +1,292 @@
+"""The CUDA target: pages compile for every architecture without a GPU; with one they run, and say so when they cannot."""
+
+import dataclasses
+import shutil
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mkc.compiler import Compilation, compile_graphs
+from mkc.errors import BuildError, MegakernelHang, TargetError
+from mkc.ir import program as abi
+from mkc.ir.builder import Builder
+from mkc.ir.dtype import Array, DType
+from mkc.ir.expr import Arg, Call
+from mkc.ir.graph import Graph, Kind
+from mkc.passes.render import lay_in
+from mkc.targets import cpu, cuda
+
+cupy = pytest.importorskip("cupy")
+WIDTHS = (96, 1000, 96)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def mlp() -> Graph:
+    """y = x + W1 gelu(W0 x), run as often as asked."""
+    b = Builder("mlp")
+    h = x = b.input("x", (4, WIDTHS[0]), DType.F32)
+    for layer, (k, n) in enumerate(pairwise(WIDTHS)):
+        w = b.input(f"w{layer}", (n, k), DType.F32, Kind.PARAM)
+        last = layer == len(WIDTHS) - 2
+        extras, epilogue = ((x,), Call("add", (Arg(0), Arg(1)))) if last else ((), Call("gelu", (Arg(0),)))
+        h = b.emit("linear", (h, w, *extras), (4, n), epilogue=epilogue)
+    return b.finish((h,), loops=True)
+
+
+def compiled(policy: str = "static", **asked) -> Compilation:
+    """The model for a GPU on which everything is worth cutting small."""
+    target = cuda.target(**asked)
+    return compile_graphs(
+        [mlp()], dataclasses.replace(target, task_ns=1.0, event_ns=1.0, bytes_per_ns=9.0), policy
+    )
+
+
+def page(arch: str = "sm_90a") -> str:
+    return compiled(arch=arch).source.complete
+
+
+# ---- without a GPU
+
+
+@pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
+def test_a_page_compiles_for_every_architecture_without_spilling(arch):
+    built = cuda.compile_cubin(page(arch), arch)
+    assert built.image.startswith(b"\x7fELF")
+    assert 16 < built.resources.registers <= 255
+    assert (built.resources.spill_bytes, built.resources.stack_bytes) == (0, 0)
+
+
+def test_a_trace_build_is_another_build():
+    assert (
+        cuda.compile_cubin(page(), "sm_90a", trace=True).image != cuda.compile_cubin(page(), "sm_90a").image
+    )
+
+
+def test_a_page_is_built_once_and_its_log_is_kept(monkeypatch):
+    first = cuda.compile_cubin(page(), "sm_90a")
+    monkeypatch.setattr(cuda, "_compile", lambda *_: pytest.fail("built again"))
+    assert cuda.compile_cubin(page(), "sm_90a") == first
+    assert "registers" in first.log
+
+
+def test_a_broken_page_raises_the_words_of_the_compiler():
+    with pytest.raises(BuildError, match=r'identifier "nonsense" is undefined'):
+        cuda.compile_cubin(page() + "\n__device__ int f() { return nonsense; }\n", "sm_90a")
+
+
+def test_resources_add_up_over_functions():
+    log = """
+    ptxas info    : Function properties for helper
+    ptxas         .     16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+    ptxas info    : Function properties for megakernel
+    ptxas         .     32 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+    ptxas info    : Used 80 registers, used 1 barriers, 8 bytes smem, 472 bytes cmem[0]
+    """
+    assert cuda.Resources.of(log) == cuda.Resources(
+        registers=80, spill_bytes=12, stack_bytes=32, shared_bytes=8
+    )
+
+
+def test_ptx_names_its_architecture():
+    assert ".target sm_90a" in cuda.ptx(page(), "sm_90a")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("nvdisasm", "cuobjdump"))), reason="no disassembler")
+def test_sass_shows_that_an_acquire_empties_the_first_cache():
+    assert "CCTL.IVALL" in cuda.sass(cuda.compile_cubin(page(), "sm_90a").image)
+
+
+def test_sass_without_a_disassembler_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(cuda, "_packaged", lambda _: None)
+    with pytest.raises(TargetError, match="nvdisasm or cuobjdump"):
+        cuda.sass(b"")
+
+
+def test_a_named_architecture_needs_no_gpu():
+    target = cuda.target(arch="sm_90a")
+    assert (target.workers, target.lanes, target.scratch_bytes) == (132, 256, 232448)
+    assert cuda.target(arch="sm_80", workers=7).workers == 7
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones():
+    with pytest.raises(TargetError, match=r"sm_70.*sm_80, sm_86"):
+        cuda.target(arch="sm_70")
+
+
+def test_without_cupy_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda._cupy.cache_clear()
+    assert cuda.device_count() == 0
+    with pytest.raises(TargetError, match=r'pip install "mkc-compiler\[cuda\]"'):
+        cuda.target()
+
+
+STRUCTS = {
+    "Task": abi.TASK,
+    "Wait": abi.WAIT,
+    "Section": abi.SECTION,
+    "Report": abi.REPORT,
+    "Stamp": abi.STAMP,
+    "Launch": abi.LAUNCH,
+}
+NOT_FIELDS = {("Task", "body"), ("Task", "waits"), ("Launch", "padding")}  # bit-fields have no offset
+
+
+def abi_page() -> str:
+    """Refuses to compile unless C++ lays the structs out as numpy does."""
+    sizes = [f"sizeof(mkc::{name}) == {dtype.itemsize}" for name, dtype in STRUCTS.items()]
+    offsets = [
+        f"__builtin_offsetof(mkc::{name}, {field}) == {offset}"
+        for name, dtype in STRUCTS.items()
+        for field, (_, offset, *_) in (dtype.fields or {}).items()
+        if (name, field) not in NOT_FIELDS
+    ]
+    limits = [
+        f"mkc::kMaxAxes == {abi.MAX_AXES}",
+        f"mkc::kMaxSections == {abi.MAX_SECTIONS}",
+        f"mkc::kEventStride == {abi.EVENT_STRIDE}",
+    ]
+    claims = "".join(f"static_assert({claim});\n" for claim in sizes + offsets + limits)
+    return lay_in(f"#include <mkc/abi.cuh>\n{claims}")
+
+
+def test_nvrtc_lays_out_the_structs_as_numpy_does():
+    cuda.compile_cubin(abi_page(), "sm_80")
+
+
+def test_the_host_compiler_lays_out_the_structs_as_numpy_does():
+    cpu.build(abi_page(), cpu.FLAGS)
+
+
+# ---- with one
+
+
+def on_gpu(test):
+    return pytest.mark.gpu(pytest.mark.skipif(cuda.device_count() == 0, reason="no GPU")(test))
+
+
+class Bench:
+    """The model on GPU 0 with memory of its own."""
+
+    def __init__(self, **asked) -> None:
+        self.program = (made := compiled(device=0, **asked)).program
+        self.kernel = cuda.CudaKernel(made.program, made.source, 0)
+        rng = np.random.default_rng(0)
+        self.memory = {
+            slot.name: cupy.asarray(rng.standard_normal(slot.nbytes // 4, np.float32) / 4)
+            for slot in self.program.slots
+        }
+        self.addresses = [self.memory[slot.name].data.ptr for slot in self.program.slots]
+
+    def run(self, steps: int = 1) -> Array:
+        self.memory["out0"].fill(0)
+        cupy.cuda.runtime.deviceSynchronize()
+        self.kernel.launch(self.addresses, [steps])
+        return self.memory["out0"].get()
+
+    def expected(self) -> Array:
+        from mkc.ops._functions import FUNCTIONS
+
+        h = x = self.memory["x"].get().reshape(4, -1)
+        for layer, (k, n) in enumerate(pairwise(WIDTHS)):
+            h = h @ self.memory[f"w{layer}"].get().reshape(n, k).T
+            h = h + x if layer == len(WIDTHS) - 2 else FUNCTIONS["gelu"](h)
+        return h.ravel()
+
+    def rewrite(self, tasks: Array) -> None:
+        """Other tasks for the kernel that is loaded."""
+        self.kernel._tables["tasks"].set(tasks.view(np.uint8))
+        cupy.cuda.runtime.deviceSynchronize()
+
+
+@on_gpu
+@pytest.mark.parametrize("policy", ["static", "dynamic"])
+def test_a_model_runs_as_numpy_computes_it(policy):
+    bench = Bench(policy=policy)
+    np.testing.assert_allclose(bench.run(), bench.expected(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(bench.run(steps=5), bench.expected(), rtol=1e-4, atol=1e-4)
+
+
+@on_gpu
+def test_the_same_run_gives_the_same_bits():
+    bench = Bench()
+    first = bench.run()
+    assert all(np.array_equal(bench.run(), first) for _ in range(100))
+
+
+@on_gpu
+def test_a_launch_follows_its_addresses_and_its_stream():
+    bench = Bench()
+    bench.run()
+    moved = cupy.zeros_like(bench.memory["out0"])
+    addresses = [
+        moved.data.ptr if slot.name == "out0" else a
+        for slot, a in zip(bench.program.slots, bench.addresses, strict=True)
+    ]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    stream.synchronize()
+    bench.kernel.launch(addresses, [1], stream.ptr)
+    assert np.array_equal(moved.get(), bench.memory["out0"].get())
+
+
+@on_gpu
+def test_a_lost_signal_is_reported_and_the_kernel_runs_again(monkeypatch):
+    bench = Bench()
+    good = bench.run()
+    lost = int(np.flatnonzero(bench.program.tasks["signal"] >= 0)[0])
+    broken = bench.program.tasks.copy()
+    broken["signal"][lost] = -1
+    bench.rewrite(broken)
+    monkeypatch.setenv("MKC_DEADLINE", "0.2")
+    for _ in range(2):
+        with pytest.raises(MegakernelHang, match=r"gave up after 0\.2 s") as caught:
+            bench.run()
+        assert f"task {lost}, {bench.program.names[lost]}" in str(caught.value)
+    bench.rewrite(bench.program.tasks)
+    assert np.array_equal(bench.run(), good)
+
+
+@on_gpu
+def test_a_grid_that_cannot_be_resident_is_refused():
+    with pytest.raises(TargetError, match="5000 workers do not fit"):
+        Bench(workers=5000)
+
+
+@on_gpu
+def test_a_full_gpu_is_a_target_error():
+    made = compiled(device=0)
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 1)
+    try:
+        with pytest.raises(TargetError, match="memory is full"):
+            cuda.CudaKernel(made.program, made.source, 0)
+    finally:
+        pool.set_limit(size=0)
+
+
+@on_gpu
+def test_a_trace_stamps_every_task_in_order():
+    bench = Bench()
+    stamps = bench.kernel.trace(bench.addresses, [3])
+    assert np.array_equal(np.bincount(stamps["task"]), np.full(len(bench.program.tasks), 3))
+    assert (stamps["taken"] <= stamps["ready"]).all()
+    assert (stamps["ready"] <= stamps["done"]).all()
+    assert len(bench.kernel.trace(bench.addresses, [1])) == len(bench.program.tasks)
+
+
+@on_gpu
+def test_a_device_is_asked_for_its_facts():
+    target = cuda.target(0)
+    assert target.arch.startswith("sm_")
+    assert target.workers == cupy.cuda.Device(0).attributes["MultiProcessorCount"]
+    assert target.scratch_bytes >= 48 << 10
+    with pytest.raises(TargetError, match="there is no GPU 99"):
+        cuda.target(99)
