@@ -90,14 +90,11 @@ class CausalLM:
             raise InputError(
                 f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} do not fit max_length={self.max_length}"
             )
-        self.state.text[0, : len(ids)] = torch.tensor(ids)
-        self.state.length.fill_(len(ids))
-        self.state.position.zero_()
-        self.state.done.fill_(False)
+        self.state.prepare(ids)
         return -(-len(ids) // self.chunk), max_new_tokens - 1
 
     def _answer(self, start: int, count: int) -> list[int]:
-        found: list[int] = self.state.text[0, start : start + count].tolist()
+        found = self.state.text(start, count)
         ends = [i for i, token in enumerate(found) if token in self.stops]
         return found[: ends[0] + 1] if ends else found
 

@@ -20,18 +20,36 @@ from mkc.frontend.trace import trace
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What lives from step to step. B sequences (1), room for T tokens, H key-value heads of D."""
+    """What lives from step to step. One sequence, room for T tokens, H key-value heads of D.
 
-    text: torch.Tensor  # int64 [B, T]: the prompt, then what was generated
-    length: torch.Tensor  # int64 [1]: tokens of the prompt
-    position: torch.Tensor  # int64 [1]: tokens in the cache
-    token: torch.Tensor  # int64 [B, 1]: generated, not yet in the cache
-    done: torch.Tensor  # bool []: an end-of-sequence token was generated
-    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [B, H, T, D]
+    The small tensors are views of `words`, so that one copy prepares a run and needs no kernel of torch's.
+    """
+
+    words: torch.Tensor  # int64 [4 + T]
+    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [1, H, T, D]
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self.text, self.length, self.position, self.token, self.done, *self.caches)
+        """text [1, T], length [1], position [1], token [1, 1] (all int64), done (bool), then the caches.
+
+        Text is the prompt, then what was generated; position counts the tokens in the cache; token is generated but
+        not yet in the cache; done says that it ends the sequence.
+        """
+        length, position, token, done = self.words[:4].split(1)
+        text = self.words[4:].unsqueeze(0)
+        return (text, length, position, token.unsqueeze(0), done.view(torch.bool)[0], *self.caches)
+
+    def prepare(self, ids: Sequence[int]) -> None:
+        """Lay out a prompt, at position 0, not done. The caches keep what they hold: it is never read."""
+        words = torch.zeros(len(self.words), dtype=torch.int64)
+        words[0] = len(ids)
+        words[4 : 4 + len(ids)] = torch.tensor(ids)
+        self.words.copy_(words)
+
+    def text(self, start: int, count: int) -> list[int]:
+        """Tokens from `start` on, brought to the host."""
+        found: list[int] = self.words[4 + start : 4 + start + count].tolist()
+        return found
 
 
 DONE = 4  # the place of `done` among the tensors
@@ -42,26 +60,19 @@ def make_state(model: PreTrainedModel, room: int) -> State:
     config, device = model.config.get_text_config(), model.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    whole = {"dtype": torch.int64, "device": device}
     caches = [
         torch.zeros(1, heads, room, width, dtype=model.dtype, device=device)
         for _ in range(2 * config.num_hidden_layers)
     ]
-    return State(
-        torch.zeros(1, room, **whole),
-        torch.zeros(1, **whole),
-        torch.zeros(1, **whole),
-        torch.zeros(1, 1, **whole),
-        torch.zeros((), dtype=torch.bool, device=device),
-        tuple(caches),
-    )
+    return State(torch.zeros(4 + room, dtype=torch.int64, device=device), tuple(caches))
 
 
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
     """The prompt section, `chunk` tokens a step, and the decoding section, one token a step until `done`."""
     ends = torch.tensor(list(stops) or [-1], dtype=torch.int64, device=model.device)
-    prompt = trace(_Prompt(model, ends, chunk).eval(), state.tensors, {})
-    decode = trace(_Decode(model, ends).eval(), state.tensors, {})
+    apart = tuple(t.clone() for t in state.tensors[: DONE + 1])  # tracing must not see that they share memory
+    prompt = trace(_Prompt(model, ends, chunk).eval(), (*apart, *state.caches), {})
+    decode = trace(_Decode(model, ends).eval(), (*apart, *state.caches), {})
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
 
 
