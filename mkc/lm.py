@@ -59,6 +59,11 @@ class CausalLM:
         return self._executable.compilation
 
     @property
+    def launches(self) -> int:
+        """How many kernels have been launched so far."""
+        return self._executable.launches
+
+    @property
     def source(self) -> str:
         """One complete page that compiles on its own."""
         return self.compilation.source.complete

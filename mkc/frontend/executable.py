@@ -28,6 +28,7 @@ class Executable:
         self.device = device
         self.compilation: Compilation = compile_graphs([r.graph for r in raised], target, policy)
         self.kernel = build(self.compilation.program, self.compilation.source, target, device.index)
+        self.launches = 0
         self._lock = threading.Lock()
         self._attributes: list[torch.Tensor] = []  # live tensors of the module, by the slots below
         self._owned: list[torch.Tensor] = []  # constants and the arena, kept alive
@@ -53,6 +54,7 @@ class Executable:
         counts = steps or [1] * len(self.raised)
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
         self.kernel.launch(bound.addresses, counts, stream)
+        self.launches += 1
 
     def _fixed_address(self, slot: Slot) -> int | torch.Tensor | None:
         """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""

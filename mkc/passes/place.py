@@ -1,6 +1,6 @@
-"""Graph -> Graph. Every arena tensor gets its bytes; tensors that are never alive together share them."""
+"""Graph -> Graph. Every arena tensor gets its bytes; tensors share them where one is done with before the other begins."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mkc.ir.graph import Graph, Kind, Storage, Tensor
 
@@ -8,10 +8,11 @@ ALIGNMENT = 256  # bytes; a whole cache line everywhere, and what bulk copies as
 
 
 def place(graph: Graph) -> Graph:
-    lifetimes = _lifetimes(graph)
+    """Sharing adds no waiting: the dataflow itself must already put every user of one tensor before the other's writers."""
+    lives = _lives(graph)
     placed: list[tuple[Storage, int]] = []  # with its base
-    for storage in sorted(lifetimes, key=lambda s: (-s.nbytes, lifetimes[s])):
-        alive = [(base, s) for s, base in placed if _together(lifetimes[s], lifetimes[storage])]
+    for storage in sorted(lives, key=lambda s: -s.nbytes):
+        alive = [(base, s) for s, base in placed if lives[s].meets(lives[storage])]
         placed.append((storage, _first_gap(storage.nbytes, alive)))
     bases = dict(placed)
 
@@ -29,18 +30,34 @@ def arena_bytes(graph: Graph) -> int:
     return max((_aligned(s.base + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
 
 
-def _lifetimes(graph: Graph) -> dict[Storage, tuple[int, int]]:
-    """Arena storages and the first and last node that touch them, both included."""
-    lives: dict[Storage, tuple[int, int]] = {}
+@dataclass(slots=True)
+class _Life:
+    """Sets of nodes as bits: all that touch a tensor, and those known to be over before any of its writers starts."""
+
+    touched: int = 0
+    over: int = -1  # all, until a writer says otherwise
+
+    def meets(self, other: "_Life") -> bool:
+        return bool(self.touched & ~other.over and other.touched & ~self.over)
+
+
+def _lives(graph: Graph) -> dict[Storage, _Life]:
+    """The life of every arena storage."""
+    lives: dict[Storage, _Life] = {}
+    behind: dict[Storage, int] = {}  # writers of a storage so far, and all that comes before them
     for i, node in enumerate(graph.nodes):
+        before = 0
+        for tensor in node.inputs:
+            before |= behind.get(tensor.storage, 0)
+        for tensor in node.outputs:
+            behind[tensor.storage] = behind.get(tensor.storage, 0) | before | 1 << i
         for tensor in (*node.inputs, *node.outputs):
             if tensor.storage.kind is Kind.ARENA:
-                lives[tensor.storage] = (lives.get(tensor.storage, (i, i))[0], i)
+                lives.setdefault(tensor.storage, _Life()).touched |= 1 << i
+        for tensor in node.outputs:
+            if tensor.storage.kind is Kind.ARENA:
+                lives[tensor.storage].over &= before
     return lives
-
-
-def _together(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]
 
 
 def _first_gap(nbytes: int, alive: list[tuple[int, Storage]]) -> int:
