@@ -70,9 +70,8 @@ def make_state(model: PreTrainedModel, room: int) -> State:
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
     """The prompt section, `chunk` tokens a step, and the decoding section, one token a step until `done`."""
     ends = torch.tensor(list(stops) or [-1], dtype=torch.int64, device=model.device)
-    apart = tuple(t.clone() for t in state.tensors[: DONE + 1])  # tracing must not see that they share memory
-    prompt = trace(_Prompt(model, ends, chunk).eval(), (*apart, *state.caches), {})
-    decode = trace(_Decode(model, ends).eval(), (*apart, *state.caches), {})
+    prompt = trace(_Prompt(model, ends, chunk).eval(), state.tensors, {})
+    decode = trace(_Decode(model, ends).eval(), state.tensors, {})
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import tracing
 
 from mkc import config, targets
 from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
+from mkc.frontend.module import Compiled
 from mkc.frontend.module import options as read_options
 from mkc.frontend.partition import Segmented
 from mkc.frontend.trace import trace_graph_module
@@ -17,14 +19,14 @@ from mkc.frontend.trace import trace_graph_module
 def backend(
     module: fx.GraphModule, example_inputs: Sequence[torch.Tensor], *, mode: str | None = None, options: dict[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """Compile a graph for inference. Symbolic sizes and anything unclaimed stay in PyTorch."""
+    """Compile a graph for inference. Calls that nothing claims stay in PyTorch."""
     chosen = read_options(**(options or {}))
-    if not all(isinstance(x, torch.Tensor) for x in example_inputs):
-        return module.forward
+    if not all(isinstance(x, torch.Tensor) and all(isinstance(n, int) for n in x.shape) for x in example_inputs):
+        return Compiled(module.forward, chosen)  # sizes are symbols: specialised when they are known
     device = example_inputs[0].device if example_inputs else torch.device("cpu")
     target = targets.named(device.type, device.index, chosen.workers or config.workers())
-    with torch.no_grad():
-        traced = trace_graph_module(module, [_real(x) for x in example_inputs])
+    with torch.no_grad(), tracing(None):  # Dynamo's own tracing would make every size of the stand-ins symbolic
+        traced = trace_graph_module(module, [_stand_in(x) for x in example_inputs])
     try:
         run: Executable | Segmented = Executable([convert(traced, "dynamo")], target, device, chosen.policy)
     except UnsupportedNode:
@@ -34,5 +36,6 @@ def backend(
     return lambda *args: run(args)[0]
 
 
-def _real(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor like a fake one, without its memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)

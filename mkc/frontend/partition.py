@@ -41,7 +41,8 @@ class Segmented:
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         """One run over the flattened arguments."""
         with torch.no_grad():
-            inputs = [self._value(source, leaves) for source in self.traced.sources.values()]
+            placeholders = self.traced.module.graph.find_nodes(op="placeholder")
+            inputs = [self._value(self.traced.sources[node], leaves) for node in placeholders]
             values = self._module(*inputs)
             for holder, value in zip(self.traced.mutated, values, strict=False):
                 self._value(self.traced.sources[holder], leaves).copy_(value)

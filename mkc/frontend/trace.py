@@ -50,6 +50,7 @@ class Traced:
 def trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """Symbolic tracing where it can go, `torch.export` where it cannot. Raises ModelError."""
     module = model if isinstance(model, nn.Module) else _Function(model)
+    args, kwargs = _apart((args, kwargs))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not kwargs and _is_plain(module, args):
@@ -82,6 +83,22 @@ def trace_graph_module(module: nn.Module, args: Sequence[torch.Tensor]) -> Trace
     mutated |= {by_name[target]: by_name[name] for name, target in signature.user_inputs_to_mutate.items()}
     outputs = [by_name[name] for name in signature.user_outputs]
     return Traced(graph_module, sources, mutated, tuple(outputs), flat.spec)
+
+
+def _apart(arguments: Any) -> Any:
+    """The same arguments with no two tensors in one memory: what is traced must not depend on who shares with whom."""
+    seen: set[int] = set()
+
+    def alone(leaf: Leaf) -> Leaf:
+        if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+            return leaf
+        memory = leaf.untyped_storage().data_ptr()
+        if memory in seen:
+            return leaf.clone()
+        seen.add(memory)
+        return leaf
+
+    return pytree.tree_map(alone, arguments)
 
 
 class _Function(nn.Module):

@@ -1,0 +1,107 @@
+"""Language models: unmodified Hugging Face models answer as in PyTorch, in one launch."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import mkc
+
+transformers = pytest.importorskip("transformers")
+
+
+def tiny(kind: str, **changes: Any) -> Any:
+    """A random model of a real architecture, small enough to compile in seconds."""
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=50, hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=0, eos_token_id=None,
+        bos_token_id=None,
+    )  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # far apart logits, so that rounding decides nothing
+        parameter.mul_(3.0) if parameter.dim() > 1 else None
+    return model
+
+
+def expected(model: Any, ids: list[int], count: int) -> list[int]:
+    asked = torch.tensor([ids])
+    told = model.generate(asked, attention_mask=torch.ones_like(asked), max_new_tokens=count, do_sample=False)
+    return list(told[0, len(ids) :].tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Qwen3", {"head_dim": 16}),
+        ("Llama", {"num_key_value_heads": 4}),
+        ("Qwen2", {}),
+    ],
+)
+def test_an_unmodified_model_generates_what_pytorch_generates(kind: str, changes: dict[str, Any]) -> None:
+    model = tiny(kind, **changes)
+    lm = mkc.CausalLM(model, max_length=48, chunk=4, workers=2)
+    for ids in ([7], [3, 9, 27], list(range(1, 12))):  # shorter than a chunk, one chunk less one, several
+        assert lm.generate_ids(ids, 12) == expected(model, ids, 12)
+
+
+def test_a_whole_answer_is_one_launch_and_repeats_bit_for_bit() -> None:
+    lm = mkc.CausalLM(tiny("Qwen3"), max_length=32, chunk=8, workers=3)
+    first = lm.generate_ids([1, 2, 3], 10)
+    caches = [c.clone() for c in lm.state.caches]
+    assert lm.launches == 1
+    for _ in range(20):
+        assert lm.generate_ids([1, 2, 3], 10) == first
+    assert all(torch.equal(a, b) for a, b in zip(caches, lm.state.caches, strict=True))
+
+
+def test_both_policies_and_any_number_of_workers_agree() -> None:
+    model = tiny("Qwen3")
+    answers = [
+        mkc.CausalLM(model, max_length=32, chunk=8, policy=policy, workers=workers).generate_ids([5, 6], 10)
+        for policy, workers in (("static", 1), ("static", 5), ("dynamic", 3))
+    ]
+    assert answers[0] == answers[1] == answers[2] == expected(model, [5, 6], 10)
+
+
+def test_an_end_of_sequence_token_ends_the_run_inside_the_kernel() -> None:
+    model = tiny("Qwen3")
+    told = expected(model, [1, 2, 3], 12)
+    stop = told[4]
+    model.generation_config.eos_token_id = stop
+    lm = mkc.CausalLM(model, max_length=32, chunk=8, workers=2)
+    assert lm.generate_ids([1, 2, 3], 12) == told[: told.index(stop) + 1]
+    steps = int(lm.state.tensors[2]) - 3  # tokens in the cache beyond the prompt
+    assert steps == told.index(stop)
+
+
+@pytest.mark.parametrize(
+    ("ids", "count", "message"),
+    [([], 4, "one or more token ids"), ([99], 4, "below 50"), ([1] * 30, 4, "do not fit"), ([1], 0, "do not fit")],
+)
+def test_bad_prompts_are_refused(ids: list[int], count: int, message: str) -> None:
+    lm = _small()
+    with pytest.raises(mkc.InputError, match=message):
+        lm.generate_ids(ids, count)
+
+
+def test_a_model_in_training_or_of_another_kind_is_refused() -> None:
+    with pytest.raises(mkc.ModelError, match="training mode"):
+        mkc.CausalLM(tiny("Qwen3").train())
+    with pytest.raises(mkc.ModelError, match="not a Hugging Face model"):
+        mkc.CausalLM(torch.nn.Linear(3, 3))
+
+
+def test_a_path_without_a_model_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(mkc.ModelError, match="cannot load"):
+        mkc.CausalLM.from_pretrained(str(tmp_path))
+
+
+_KEPT: list[Any] = []
+
+
+def _small() -> Any:
+    if not _KEPT:
+        _KEPT.append(mkc.CausalLM(tiny("Qwen3"), max_length=32, chunk=8, workers=1))
+    return _KEPT[0]
