@@ -32,13 +32,13 @@ def compile(model: Any = None, example_inputs: Any = None, /, **given: Any) -> A
 def _compiled_class(cls: type[nn.Module], chosen: Any) -> type[nn.Module]:
     """A subclass whose instances run through mkc; `instance.mkc` is the compiled callable."""
 
-    class _Compiled(cls):  # type: ignore[valid-type, misc]
+    class _Compiled(cls):  # type: ignore[misc, valid-type]
         @property
         def mkc(self) -> Compiled:
             made = self.__dict__.get("_mkc_compiled")
             if made is None:
                 made = self.__dict__["_mkc_compiled"] = Compiled(_plain(self, cls), chosen)
-            return made  # type: ignore[no-any-return]
+            return made
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return self.mkc(*args, **kwargs)

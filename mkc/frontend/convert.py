@@ -14,12 +14,12 @@ from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Graph, Kind, Tensor
 from mkc.ops import claims
 
-_DTYPES = {getattr(torch, d.value): d for d in DType}
+_DTYPES: dict[torch.dtype, DType] = {getattr(torch, d.value): d for d in DType}
 _TORCH = {d: t for t, d in _DTYPES.items()}
 _IGNORED = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default")
 
 
-class UnsupportedNode(UnsupportedError):
+class UnsupportedNode(UnsupportedError):  # noqa: N818  (an error about a node)
     """A call that no operator claims, or whose claim refuses it."""
 
     def __init__(self, node: fx.Node, reason: str) -> None:
@@ -147,7 +147,9 @@ class _Raiser:
         if str(node.target) in _IGNORED:
             return
         if node.target is operator.getitem:
-            self.values[node] = self.values[node.args[0]][node.args[1]]
+            source, index = node.args
+            assert isinstance(source, fx.Node)
+            self.values[node] = self.values[source][index]
             return
         reason = problem(node)
         if reason:

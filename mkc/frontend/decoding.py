@@ -35,7 +35,7 @@ class State:
         Text is the prompt, then what was generated; position counts the tokens in the cache; token is generated but
         not yet in the cache; done says that it ends the sequence.
         """
-        length, position, token, done = self.words[:4].split(1)
+        length, position, token, done = (self.words[i : i + 1] for i in range(4))
         text = self.words[4:].unsqueeze(0)
         return (text, length, position, token.unsqueeze(0), done.view(torch.bool)[0], *self.caches)
 

@@ -98,7 +98,8 @@ class Compiled:
 
     def _refuse_bad_state(self, leaves: Sequence[Any]) -> None:
         if isinstance(self.model, nn.Module) and self.model.training:
-            raise ModelError(f"{type(self.model).__name__} is in training mode; call .eval() on it before running it through mkc")
+            name = type(self.model).__name__
+            raise ModelError(f"{name} is in training mode; call .eval() on it before running it through mkc")
         if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in leaves):
             raise ModelError("an input requires grad and mkc computes no gradients; use torch.no_grad() or detach() it")
 
@@ -157,7 +158,10 @@ class Compiled:
             return f"expected {len(expected) - 1} inputs in the structure of the examples, got {len(key) - 1}"
         pairs = enumerate(zip(expected[1:], key[1:], strict=True))
         index, (was, now) = next((i, p) for i, p in pairs if p[0] != p[1])
-        return f"input {index} is {_described(now)}, but the model was compiled for {_described(was)}; compile without example inputs to allow more"
+        return (
+            f"input {index} is {_described(now)}, but the model was compiled for {_described(was)}; "
+            "compile without example inputs to allow more"
+        )
 
     # ---- looking
 

@@ -56,7 +56,7 @@ def trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         if not kwargs and _is_plain(module, args):
             try:
                 return trace_graph_module(_symbolic(module), args)
-            except Exception:  # noqa: BLE001, S110  whatever stopped it, export is the judge
+            except Exception:  # noqa: BLE001  whatever stopped it, export is the judge
                 pass
         return _export(module, args, kwargs)
 
@@ -125,11 +125,11 @@ class _Flat(nn.Module):
         return tuple(leaves)
 
 
-class _TensorLikeProxy(fx.Proxy):  # type: ignore[misc]
+class _TensorLikeProxy(fx.Proxy):
     """A proxy that passes for a tensor, so that `isinstance(x, Tensor)` in a forward takes the branch it would take."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return torch.Tensor
 
 

@@ -51,7 +51,7 @@ def span(layout: Layout, box: Box, itemsize: int) -> Span:
         ((s, hi - lo) for (lo, hi), s in zip(box, layout.strides, strict=True) if hi - lo > 1 and s != 0),
         reverse=True,
     )
-    run, levels = 1, []
+    run, levels = 1, list[tuple[int, int]]()
     for stride, count in reversed(steps):
         if not levels and stride <= run:
             run = stride * (count - 1) + run

@@ -1,7 +1,7 @@
 """The scalar functions of elementwise expressions: what each means in numpy. The page finds them as `fn::<name>`."""
 
 from collections.abc import Callable
-from math import sqrt
+from math import erf, sqrt
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,7 @@ from mkc.ir.expr import Arg, Call, Const, Expr
 F = np.float32
 
 
-def _erf(x: Any) -> Any:
-    """Abramowitz and Stegun 7.1.26 is too coarse; the complementary series below is good to float64 rounding."""
-    from math import erf
-
-    return np.vectorize(erf, otypes=[np.float64])(x)
+_erf = np.vectorize(erf, otypes=[np.float64])
 
 
 def _rounded(dtype: DType) -> Callable[[Any], Any]:

@@ -17,13 +17,11 @@ def recognise(graph: Graph) -> Graph:
     nodes = []
     for node in graph.nodes:
         scales = [t for t in node.inputs if t.storage in writers and readers[t.storage.name] == 1]
-        for scale in scales:
-            norm = _norm(node, scale, writers[scale.storage])
-            if norm is not None:
-                gone.add(writers[scale.storage].name)
-                node = norm
-                break
-        nodes.append(node)
+        norms = ((s, _norm(node, s, writers[s.storage])) for s in scales)
+        scale, norm = next(((s, n) for s, n in norms if n), (None, None))
+        if scale is not None:
+            gone.add(writers[scale.storage].name)
+        nodes.append(norm or node)
     return replace(graph, nodes=tuple(n for n in nodes if n.name not in gone))
 
 
@@ -100,7 +98,7 @@ def _solid(tensor: Tensor) -> tuple[object, ...]:
 def _along_rows(scale: Tensor, x: Tensor, made: Tensor) -> bool:
     """The scale repeats along the last dimension and follows the rows of x in order."""
     layout = scale.layout
-    if scale.shape != x.shape or layout.strides[-1] != 0 and x.shape[-1] != 1:
+    if scale.shape != x.shape or (layout.strides[-1] != 0 and x.shape[-1] != 1):
         return False
     rows = made.layout.reshape(x.shape[:-1])
     found = [(n, s) for n, s in zip(layout.shape[:-1], layout.strides[:-1], strict=True) if n != 1]

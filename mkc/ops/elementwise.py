@@ -183,6 +183,12 @@ def _copied(b: Builder, x: Tensor, source: Tensor, *_: object) -> Tensor:
     return cast(b, source.view(source.layout.expand(x.shape)), x.dtype)
 
 
+def _bitwise_not(b: Builder, x: Tensor) -> Tensor:
+    if x.dtype is not DType.BOOL:
+        raise UnsupportedError("bitwise_not of integers")
+    return call(b, "logical_not", x)
+
+
 def _dropout(b: Builder, x: Tensor, p: float, train: bool) -> Tensor:
     if train and p > 0:
         raise UnsupportedError("dropout that is switched on")
@@ -205,11 +211,11 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.rsub.Scalar": _rsub,
     **{f"aten.div.{kind}": _divide for kind in ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode")},
     **{f"aten.pow.{kind}": _pow for kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
-    "aten.bitwise_not.default": lambda b, x: _bitwise_not(b, x),
+    "aten.bitwise_not.default": _bitwise_not,
     "aten.gelu.default": _gelu,
     "aten.clamp.default": _clamp,
     "aten.clamp.Tensor": _clamp,
-    "aten.clamp_min.default": lambda b, x, lo: _clamp(b, x, lo),
+    "aten.clamp_min.default": _clamp,
     "aten.clamp_max.default": lambda b, x, hi: _clamp(b, x, None, hi),
     **{f"aten.where.{kind}": _where for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar")},
     "aten.masked_fill.Scalar": _masked_fill,
@@ -226,9 +232,3 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.dropout.default": _dropout,
 }
 assert set(_UNARY) <= set(FUNCTIONS)
-
-
-def _bitwise_not(b: Builder, x: Tensor) -> Tensor:
-    if x.dtype is not DType.BOOL:
-        raise UnsupportedError("bitwise_not of integers")
-    return call(b, "logical_not", x)

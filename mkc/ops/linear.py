@@ -8,7 +8,7 @@ from mkc.ir.dtype import Array
 from mkc.ir.expr import Arg, Call, Const, Expr
 from mkc.ir.graph import Node, Tensor
 from mkc.ir.target import Target
-from mkc.ir.tiling import Split, TileMap, Tiling, whole
+from mkc.ir.tiling import Split, TileMap, Tiling
 from mkc.ops import Op
 from mkc.ops._epilogue import along_output, finish, stored
 
@@ -21,7 +21,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 def tile(node: Node, target: Target) -> Tiling:
     """Rows of the weight are shared out; rows of the input too when there are many."""
     x, w, *extras = node.inputs
-    (m, k), n = x.shape, w.shape[0]
+    m, n = x.shape[0], w.shape[0]
     nbytes = w.layout.numel * w.dtype.itemsize
     n_axis, m_axis = cut(target, (n, m), nbytes, flops(node), units=(max(1, 64 // node.output.dtype.itemsize // 2), 8))
     rows, columns = Split(1), Split(0)
@@ -67,4 +67,3 @@ def _addmm(b: Builder, bias: Tensor, x: Tensor, w: Tensor, beta: float = 1, alph
 
 
 CLAIMS = {"aten.linear.default": _linear, "aten.mm.default": _mm, "aten.addmm.default": _addmm}
-__all__ = ["CLAIMS", "OP", "product", "whole"]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from mkc.errors import UnsupportedError
 from mkc.ir.builder import Builder
 from mkc.ir.graph import Tensor
-from mkc.ir.layout import Shape
 
 
 def _dim(tensor: Tensor, dim: int, extra: int = 0) -> int:

@@ -19,8 +19,8 @@ def link(tasks: Tasks) -> TaskGraph:
     after: list[Ranges] = []
     for step in range(1 + tasks.graph.loops):
         for first, end in pairwise(tasks.first):
-            for local in range(first, end):
-                after.append(reach.reduced(_conflicts(memories, tasks.tasks[local], step * count + local)))
+            numbered = ((tasks.tasks[local], step * count + local) for local in range(first, end))
+            after.extend(reach.reduced(_conflicts(memories, task, number)) for task, number in numbered)
             for memory in memories.values():
                 memory.settle(step * count + first)
     last = count if tasks.graph.loops else 0

@@ -8,6 +8,7 @@ from mkc.ir.tasks import Access, Task, Tasks, access
 from mkc.ir.tiling import Range, TileMap
 from mkc.ops import registry
 
+
 def tile(graph: Graph, target: Target) -> Tasks:
     tilings = tuple(registry()[node.op].tile(node, target) for node in graph.nodes)
     tasks = tuple(
@@ -34,5 +35,3 @@ class _Accesses:
         if key not in self.known:
             self.known[key] = access(tile_map.tensor, box)
         return self.known[key]
-
-__all__ = ["Node", "Tiling", "tile"]

@@ -69,8 +69,7 @@ def _named(program: Program, task: int) -> str:
 def _missing(program: Program, event: int, progress: Words) -> list[str]:
     """The producers of an event, with the worker that owns each and how far that worker had come."""
     lines = [f"Producers of event {event}:"]
-    for task in program.producers(event)[:8]:
-        lines.append(f"  {_named(program, task)}{_owner(program, task, progress)}")
+    lines += [f"  {_named(program, t)}{_owner(program, t, progress)}" for t in program.producers(event)[:8]]
     hidden = len(program.producers(event)) - 8
     return [*lines, f"  and {hidden} more"] if hidden > 0 else lines
 
@@ -83,5 +82,6 @@ def _owner(program: Program, task: int, progress: Words) -> str:
             at = int(section["first_queue"]) + worker
             queue = program.queue[program.bounds[at] : program.bounds[at + 1]]
             if task in queue:
-                return f", place {int(np.flatnonzero(queue == task)[0]) + 1} in the queue of worker {worker}, which had begun {int(progress[worker])} tasks"
+                place = int(np.flatnonzero(queue == task)[0]) + 1
+                return f", place {place} in the queue of worker {worker}, which had begun {int(progress[worker])} tasks"
     return ""

@@ -1,0 +1,37 @@
+"""What layer_norm and rms_norm share: rows to normalise, further operands laid along them, tasks of whole rows."""
+
+from collections.abc import Sequence
+from math import prod
+
+from mkc.ir.builder import Builder
+from mkc.ir.expr import Const
+from mkc.ir.graph import Node, Tensor
+from mkc.ir.target import Target
+from mkc.ir.tiling import Tiling
+from mkc.ops._epilogue import stored
+from mkc.ops._functions import cpp
+from mkc.ops._rows import few_rows, share_rows
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    return share_rows(node, target, flops(node))
+
+
+def flops(node: Node) -> float:
+    return 8.0 * node.output.layout.numel
+
+
+def arguments(node: Node) -> tuple[str, ...]:
+    eps = node["eps"]
+    assert isinstance(eps, float)
+    return (*stored(node), cpp(Const(eps)))
+
+
+def as_rows(
+    b: Builder, x: Tensor, shape: Sequence[int], *parameters: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x [..., *shape] as [..., K], and the parameters there are, of `shape`, repeated along its rows."""
+    lead = x.layout.rank - len(shape)
+    rows = few_rows(b, b.reshape(x, (*x.shape[:lead], prod(shape))), 1)
+    flat = (b.reshape(p, (prod(shape),)) for p in parameters if p is not None)
+    return rows, tuple(p.view(p.layout.expand(rows.shape)) for p in flat)
