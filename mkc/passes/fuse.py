@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from mkc.ir.expr import Arg, Call, Const, Expr, size, substitute
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import Layout, Shape
+from mkc.ir.layout import Layout, Shape, coalesce
+from mkc.ir.program import MAX_AXES
 from mkc.ops import patterns, registry
 
 MAX_OPERANDS = 12
@@ -41,7 +42,7 @@ def _with_some_producer(program: "_Program", number: int, node: Node) -> tuple[i
             continue
         for merge in (_into_producer, _into_consumer):
             merged = merge(first, node)
-            if merged and len(merged.inputs) <= MAX_OPERANDS and _calls(merged) <= MAX_CALLS:
+            if merged and _is_reasonable(merged):
                 return producer, number, merged
     return None
 
@@ -112,8 +113,11 @@ def _expr(node: Node, key: str) -> Expr:
     return expr
 
 
-def _calls(node: Node) -> int:
-    return sum(size(_expr(node, key)) for key in ("expr", "epilogue"))
+def _is_reasonable(node: Node) -> bool:
+    """Small enough to compile well, and with few enough dimensions that lie differently in its tensors for a task."""
+    calls = sum(size(_expr(node, key)) for key in ("expr", "epilogue"))
+    alike = [t.layout for t in (*node.inputs, node.output) if t.shape == node.output.shape]
+    return len(node.inputs) <= MAX_OPERANDS and calls <= MAX_CALLS and coalesce(alike)[0].rank <= MAX_AXES
 
 
 def _operands(expr: Expr) -> int:

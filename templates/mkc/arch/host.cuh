@@ -189,38 +189,35 @@ MKC_DEVICE void tile_loop(int rows, int width, F f) {
 // For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).
 // Blocks of k are folded on their own first, which keeps long sums accurate; the order is fixed by depth alone.
 constexpr int kTeamColumns = 256;  // as many columns as are worth handing to a team at once
+template <class R, int M, int Ways, class F, class Done>
+MKC_DEVICE void column_block(int depth, int begin, F f, Done done) {
+  using T = decltype(f(0, 0, 0));
+  constexpr int kBlock = 16;
+  T total[M][Ways], acc[M][Ways];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < Ways; ++j) total[i][j] = R::template identity<T>();
+  for (int block = 0; block < depth; block += kBlock) {
+    const int end = depth - block < kBlock ? depth : block + kBlock;
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < Ways; ++j) acc[i][j] = R::template identity<T>();
+    for (int k = block; k < end; ++k)
+      for (int i = 0; i < M; ++i) {
+#pragma GCC ivdep
+        for (int j = 0; j < Ways; ++j) acc[i][j] = R::of(acc[i][j], f(i, begin + j, k));
+      }
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < Ways; ++j) total[i][j] = R::of(total[i][j], acc[i][j]);
+  }
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < Ways; ++j) done(i, begin + j, total[i][j]);
+}
 template <class R, int M, class F, class Done>
 MKC_DEVICE void column_reduce(int depth, int width, F f, Done done) {
-  using T = decltype(f(0, 0, 0));
-  constexpr int kWays = M == 1 ? 64 : 32, kBlock = 16;
-  for (int begin = 0; begin < width; begin += kWays) {
-    const int ways = width - begin < kWays ? width - begin : kWays;
-    T total[M][kWays], acc[M][kWays];
-    for (int i = 0; i < M; ++i)
-      for (int j = 0; j < kWays; ++j) total[i][j] = R::template identity<T>();
-    for (int block = 0; block < depth; block += kBlock) {
-      const int end = depth - block < kBlock ? depth : block + kBlock;
-      for (int i = 0; i < M; ++i)
-        for (int j = 0; j < kWays; ++j) acc[i][j] = R::template identity<T>();
-      if (ways == kWays) {
-        for (int k = block; k < end; ++k)
-          for (int i = 0; i < M; ++i) {
-#pragma GCC ivdep
-            for (int j = 0; j < kWays; ++j) acc[i][j] = R::of(acc[i][j], f(i, begin + j, k));
-          }
-      } else {
-        for (int k = block; k < end; ++k)
-          for (int i = 0; i < M; ++i) {
-#pragma GCC ivdep
-            for (int j = 0; j < ways; ++j) acc[i][j] = R::of(acc[i][j], f(i, begin + j, k));
-          }
-      }
-      for (int i = 0; i < M; ++i)
-        for (int j = 0; j < kWays; ++j) total[i][j] = R::of(total[i][j], acc[i][j]);
-    }
-    for (int i = 0; i < M; ++i)
-      for (int j = 0; j < ways; ++j) done(i, begin + j, total[i][j]);
-  }
+  constexpr int kWays = M == 1 ? 64 : 32;
+  int column = 0;
+  for (; column + kWays <= width; column += kWays) column_block<R, M, kWays>(depth, column, f, done);
+  for (; column + 8 <= width; column += 8) column_block<R, M, 8>(depth, column, f, done);
+  for (; column < width; ++column) column_block<R, M, 1>(depth, column, f, done);
 }
 
 // M dot products that share the loads of w: kWays accumulators each, folded in a fixed order
@@ -259,13 +256,17 @@ MKC_DEVICE float team_swap(float value, int) { return value; }  // with the lane
 using Pack = float __attribute__((vector_size(64)));
 using LoosePack = float __attribute__((vector_size(64), aligned(4), may_alias));
 using LooseWords = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
-using LooseHalves = _Float16 __attribute__((vector_size(32), aligned(2), may_alias));
 using WideWords = uint32 __attribute__((vector_size(64)));
 constexpr int kPack = 16;
 MKC_DEVICE Pack pack(const float* p) { return *reinterpret_cast<const LoosePack*>(p); }
-MKC_DEVICE Pack pack(const f16* p) { return __builtin_convertvector(*reinterpret_cast<const LooseHalves*>(p), Pack); }
-MKC_DEVICE Pack pack(const bf16* p) {
-  return reinterpret_cast<Pack>(__builtin_convertvector(*reinterpret_cast<const LooseWords*>(p), WideWords) << 16);
+MKC_DEVICE WideWords wide_words(const void* p) {
+  return __builtin_convertvector(*static_cast<const LooseWords*>(p), WideWords);
+}
+MKC_DEVICE Pack pack(const bf16* p) { return reinterpret_cast<Pack>(wide_words(p) << 16); }
+MKC_DEVICE Pack pack(const f16* p) {  // not by the compiler's own conversion, which takes one element at a time
+  const WideWords bits = wide_words(p), magnitude = (bits & 0x7FFF) << 13;
+  const WideWords finite = reinterpret_cast<WideWords>(reinterpret_cast<Pack>(magnitude) * 0x1p112f);
+  return reinterpret_cast<Pack>((magnitude < (0x7C00u << 13) ? finite : magnitude | 0x7F800000) | (bits & 0x8000) << 16);
 }
 MKC_DEVICE void unpack(Pack values, float* p) { *reinterpret_cast<LoosePack*>(p) = values; }
 

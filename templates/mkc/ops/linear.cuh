@@ -23,8 +23,28 @@ struct Linear {
   W w;
   Each<Extras...> extras;
 
+  // w stands as [k, n] in memory: lanes go along n, and each sums on its own
+  static constexpr bool kColumns = W::step(1) != 1 && W::step(0) == 1;
+
   template <int M>
   MKC_DEVICE void rows(Range n, int row) const {
+    if constexpr (kColumns) columns<M>(n, row);
+    else dots_of<M>(n, row);
+  }
+  template <int M>
+  MKC_DEVICE void columns(Range n, int row) const {
+    for (int begin = n.begin + team() * kTeamColumns; begin < n.end; begin += teams() * kTeamColumns) {
+      const int width = n.end - begin < kTeamColumns ? n.end - begin : kTeamColumns;
+      column_reduce<fold::sum, M>(
+          X::extent(1), width, [=, this](int i, int j, int k) { return float(load(x(row + i, k))) * float(load(w(begin + j, k))); },
+          [=, this](int i, int j, float sum) {
+            const auto at = [=](const auto& view) -> auto& { return view(row + i, begin + j); };
+            store(at(y), extras.template of<Expr>(at, sum));
+          });
+    }
+  }
+  template <int M>
+  MKC_DEVICE void dots_of(Range n, int row) const {
     for (int column = n.begin + team(); column < n.end; column += teams()) {
       float sums[M];
       dots<M, X::extent(1), X::step(1), W::step(1)>(&x(row, 0), X::step(0), &w(column, 0), sums);

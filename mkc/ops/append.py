@@ -1,0 +1,125 @@
+"""cache[..., index[n], ...] = source[..., n, ...]: rows of a tensor, such as a KV cache, written where they lie."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mkc.errors import UnsupportedError
+from mkc.ir.builder import Builder
+from mkc.ir.cost import cut
+from mkc.ir.dtype import Array, DType
+from mkc.ir.graph import Kind, Node, Tensor
+from mkc.ir.layout import contiguous
+from mkc.ir.target import Target
+from mkc.ir.tiling import Split, TileMap, Tiling, whole
+from mkc.ops import Op
+
+
+def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
+    """index [N], source like the cache but N along `dim`, and the cache as it is. Rows whose index lies outside the
+    cache are left out; of several rows with one index the last stays. With `wraps` an index may count from the end."""
+    index, source, cache = ins
+    dim, written = _dim(node), cache.copy()
+    rows = np.where((index < 0) & bool(node["wraps"]), index + cache.shape[dim], index)
+    for n, row in enumerate(rows):
+        if 0 <= row < cache.shape[dim]:
+            np.moveaxis(written, dim, 0)[row] = np.moveaxis(source, dim, 0)[n]
+    return (written,)
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    """The dimensions before the indexed one are shared out; it and those after it stay whole."""
+    index, source, cache = node.inputs
+    dim = _dim(node)
+    grid = cut(target, cache.shape[:dim] or (1,), 2 * source.nbytes, 0)
+    dims = tuple(Split(d) if d < dim else None for d in range(cache.layout.rank))
+    return Tiling(
+        grid, (whole(index), TileMap(source, dims), TileMap(cache, dims)), (TileMap(node.output, dims),)
+    )
+
+
+def arguments(node: Node) -> tuple[str, ...]:
+    return str(_dim(node)), str(node["wraps"]).lower()
+
+
+def _dim(node: Node) -> int:
+    dim = node["dim"]
+    assert isinstance(dim, int)
+    return dim
+
+
+OP = Op("append", "Append", tile, reference, arguments)
+
+
+# ---- claims
+
+
+def _written(b: Builder, target: Tensor) -> Tensor:
+    """What may be written: the caller's state itself when its old value is not needed any more, else a copy."""
+    whole_state = target.storage.kind is Kind.STATE and target.layout == contiguous(target.shape)
+    in_place = whole_state and b.last_use and target.nbytes == target.storage.nbytes
+    return target if in_place else b.copy(target)
+
+
+def _apart(b: Builder, x: Tensor, target: Tensor) -> Tensor:
+    """Nothing may be read from the memory that is being written."""
+    return b.copy(x) if x.storage == target.storage else x
+
+
+def _append(b: Builder, target: Tensor, dim: int, index: Tensor, source: Tensor, wraps: bool) -> Tensor:
+    out = _written(b, target)
+    b.append("append", (_apart(b, index, out), _apart(b, source, out), out), (out,), dim=dim, wraps=wraps)
+    return out
+
+
+def _index_copy(b: Builder, target: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    if target.layout.rank == 0 or source.layout.rank != target.layout.rank:
+        raise UnsupportedError("index_copy of scalars")
+    rows = index.view(index.layout.expand((source.shape[dim],)))  # an index may be a scalar
+    return _append(b, target, dim % target.layout.rank, rows, source, wraps=False)
+
+
+def _index_put(
+    b: Builder, target: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if accumulate or len(given) != 1:
+        raise UnsupportedError("index_put that adds, or that has more than one index tensor")
+    ((dim, index),) = given
+    if index.dtype not in (DType.I64, DType.I32) or index.layout.rank != 1:
+        raise UnsupportedError(f"index_put by a {index.dtype} tensor of {index.layout.rank} dimensions")
+    shape = (*target.shape[:dim], index.shape[0], *target.shape[dim + 1 :])
+    return _append(b, target, dim, index, values.view(values.layout.expand(shape)), wraps=True)
+
+
+def _slice_scatter(
+    b: Builder,
+    target: Tensor,
+    source: Tensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Tensor:
+    dim %= target.layout.rank
+    lo, hi, step = slice(start, end, step).indices(target.shape[dim])
+    if lo >= hi:
+        return target
+    out = _written(b, target)
+    b.copy(_apart(b, source, out), out.view(out.layout.slice(dim, lo, hi, step)))
+    return out
+
+
+def _select_scatter(b: Builder, target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    dim %= target.layout.rank
+    out = _written(b, target)
+    b.copy(_apart(b, source, out), out.view(out.layout.select(dim, index % target.shape[dim])))
+    return out
+
+
+CLAIMS = {
+    "aten.index_copy.default": _index_copy,
+    "aten.index_put.default": _index_put,
+    "aten.slice_scatter.default": _slice_scatter,
+    "aten.select_scatter.default": _select_scatter,
+}

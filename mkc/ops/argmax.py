@@ -1,0 +1,106 @@
+"""y[..., p] = where the largest (or smallest) element of x[..., :] stands: first within chunks, then among the chunks' best."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+
+from mkc.ir.builder import Builder
+from mkc.ir.cost import cut
+from mkc.ir.dtype import Array, DType
+from mkc.ir.graph import Node, Tensor
+from mkc.ir.target import Target
+from mkc.ir.tiling import Split, TileMap, Tiling
+from mkc.ops import Op
+from mkc.ops._rows import by_rows, check_axes, few_rows, last, merged, traffic
+from mkc.ops.reduce import extreme
+
+LONG, FEW, CHUNK = 4096, 64, 512  # so long rows, when there are so few, are searched in chunks of so many
+
+
+def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
+    """The first of equals; NaN before everything, as numpy has it too. Indices count from their chunk's begin."""
+    x, *candidates = ins
+    best = np.argmax if node["largest"] else np.argmin
+    chunk = _chunk(node)
+    if not candidates:
+        parts = range(0, x.shape[-1], chunk)
+        return (np.stack([best(x[..., at : at + chunk], axis=-1) for at in parts], axis=-1),)
+    starts = np.arange(candidates[0].shape[-1]) * chunk
+    places = candidates[0] + starts
+    winner = best(np.take_along_axis(x, places, axis=-1), axis=-1)[..., None]
+    return (np.take_along_axis(places, winner, axis=-1),)
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    """Rows are shared out, and without candidates also the chunks of a row."""
+    x, *candidates, y = merged((*node.inputs, node.output), 0, node.output.layout.rank - 1)
+    rows, chunk = y.layout.rank - 1, _chunk(node)
+    if candidates:
+        check_axes(node, rows)
+        grid = cut(target, y.shape[:rows], candidates[0].nbytes, flops(node))
+        return Tiling(grid, (by_rows(x, rows), by_rows(candidates[0], rows)), (by_rows(y, rows),))
+    check_axes(node, rows + 1)
+    grid = cut(target, x.shape, traffic(node), flops(node), [*[1] * rows, chunk])
+    along = tuple(Split(d) for d in range(rows))
+    return Tiling(grid, (TileMap(x, (*along, Split(rows))),), (TileMap(y, (*along, Split(rows, chunk))),))
+
+
+def _chunk(node: Node) -> int:
+    chunk = node["chunk"]
+    assert isinstance(chunk, int)
+    return chunk
+
+
+def flops(node: Node) -> float:
+    return 4.0 * node.inputs[-1].layout.numel
+
+
+def arguments(node: Node) -> tuple[str, ...]:
+    return ("fold::maximum" if node["largest"] else "fold::minimum", str(_chunk(node)))
+
+
+OP = Op("argmax", "ArgMax", tile, reference, arguments, flops)
+
+
+# ---- claims
+
+
+def argmax(b: Builder, x: Tensor, dim: int | None, keepdim: bool, largest: bool) -> Tensor:
+    """int64 indices along `dim`, or into the flattened tensor."""
+    shape = tuple(1 if dim is None or d == dim % x.layout.rank else n for d, n in enumerate(x.shape))
+    if dim is None or x.layout.rank == 0:
+        x, dim = b.reshape(x, (x.layout.numel,)), 0
+    gone = dim % x.layout.rank
+    rows = few_rows(b, x.view(last(x.layout, (gone,))), 1, 5)
+    *lead, width = rows.shape
+    kept = (*lead, 1)
+    if width < LONG or prod(lead) > FEW:
+        y = b.emit("argmax", (rows,), kept, DType.I64, largest=largest, chunk=width)
+    else:
+        best = b.emit("argmax", (rows,), (*lead, -(-width // CHUNK)), DType.I64, largest=largest, chunk=CHUNK)
+        y = b.emit("argmax", (rows, best), kept, DType.I64, largest=largest, chunk=CHUNK)
+    return b.reshape(y, shape if keepdim else tuple(lead))
+
+
+def _claim(largest: bool) -> Callable[..., Tensor]:
+    def claim(b: Builder, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        return argmax(b, x, dim, keepdim, largest)
+
+    return claim
+
+
+def _with_value(largest: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    def claim(b: Builder, x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        value = extreme("maximum" if largest else "minimum")(b, x, dim, keepdim)
+        return value, argmax(b, x, dim, keepdim, largest)
+
+    return claim
+
+
+CLAIMS: dict[str, Callable[..., object]] = {
+    "aten.argmax.default": _claim(largest=True),
+    "aten.argmin.default": _claim(largest=False),
+    "aten.max.dim": _with_value(largest=True),
+    "aten.min.dim": _with_value(largest=False),
+}

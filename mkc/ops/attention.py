@@ -1,0 +1,209 @@
+"""softmax(scale q kT + mask) v, a few rows at a time against blocks of keys; the scores never leave a worker."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+
+from mkc.errors import UnsupportedError
+from mkc.ir.builder import Builder
+from mkc.ir.cost import worthwhile_parts
+from mkc.ir.dtype import Array, DType
+from mkc.ir.expr import Arg, Call, Const
+from mkc.ir.graph import Kind, Node, Tensor
+from mkc.ir.layout import Shape
+from mkc.ir.target import Target
+from mkc.ir.tiling import Axis, Split, TileMap, Tiling
+from mkc.ops import Op, elementwise
+from mkc.ops._functions import cpp
+
+ROWS = 4  # of q that share a pass over the keys
+
+
+def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
+    """q [B, H, S, D], k [B, KVH, T, D], v [B, KVH, T, DV] and one of: nothing; a mask [B, H, S, T], boolean or added
+    to the scores; the last key that each row sees [B, H, S]. A row that sees no key gives zeros, as in torch."""
+    q, k, v, *limit = ins
+    k, v = (x.repeat(q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * np.float32(_scale(node))
+    scores = scores + sum(_penalty(x, scores.shape[-1]) for x in limit)
+    top = scores.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(scores - np.where(np.isneginf(top), 0, top))
+        total = weights.sum(-1, keepdims=True)
+        return (np.where(total == 0, 0, weights / np.where(total == 0, 1, total)) @ v,)
+
+
+def _penalty(limit: Array, keys: int) -> Array:
+    """What a limit adds to the scores."""
+    if limit.ndim == 3:
+        limit = np.arange(keys) <= limit[..., None]
+    return np.where(limit, np.float32(0), np.float32(-np.inf)) if limit.dtype == np.bool_ else limit
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    """Batches, then heads, then rows. Heads that share keys stay together unless that leaves workers idle."""
+    q, k, v, *limit = node.inputs
+    batch, heads, rows, _ = q.shape
+    kv_heads, group = k.shape[1], heads // k.shape[1]
+    wanted = worthwhile_parts(target, k.nbytes + v.nbytes, flops(node))
+    batches = min(wanted, batch)
+    apart = next(
+        n for n in range(1, group + 1) if group % n == 0 and (batches * kv_heads * n >= wanted or n == group)
+    )
+    together = Axis(heads, min(-(-wanted // batches), kv_heads), group)
+    by_head = together if apart == 1 else Axis(heads, kv_heads * apart, group // apart)
+    row_parts = max(1, min(wanted // (batches * by_head.parts), -(-rows // ROWS)))
+    dims = (Split(0), Split(1), Split(2), None)
+    keys = (Split(0), Split(1, share=group), None, None)
+    imaps = (
+        TileMap(q, dims),
+        TileMap(k, keys),
+        TileMap(v, keys),
+        *(TileMap(x, dims[: x.layout.rank]) for x in limit),
+    )
+    grid = (Axis(batch, batches), by_head, Axis(rows, row_parts, ROWS))
+    return Tiling(grid, imaps, (TileMap(node.output, dims),))
+
+
+def flops(node: Node) -> float:
+    q, k, v, *_ = node.inputs
+    batch, heads, rows, depth = q.shape
+    return 2.0 * batch * heads * rows * k.shape[2] * (depth + v.shape[3])
+
+
+def arguments(node: Node) -> tuple[str, ...]:
+    return (cpp(Const(_scale(node))),)
+
+
+def _scale(node: Node) -> float:
+    scale = node["scale"]
+    assert isinstance(scale, float)
+    return scale
+
+
+OP = Op("attention", "Attention", tile, reference, arguments, flops)
+
+
+# ---- claims
+
+
+def _attention(
+    b: Builder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,  # the shapes say it
+) -> Tensor:
+    """The output lies as [B, S, H, D], since what follows an attention joins its heads."""
+    if dropout_p > 0:
+        raise UnsupportedError("attention with dropout")
+    if q.layout.rank not in (3, 4):
+        raise UnsupportedError(f"attention over {q.layout.rank} dimensions; 3 or 4 are expected")
+    lead = (1,) * (4 - q.layout.rank)
+    q, k, v = (x.view(x.layout.expand((*lead, *x.shape))) for x in (q, k, v))
+    k, v = _ungrouped(b, k, v)
+    batch, heads, rows, depth = q.shape
+    if not heads % k.shape[1] == heads % v.shape[1] == k.shape[1] - v.shape[1] == 0:
+        raise UnsupportedError(
+            f"attention of {heads} heads over {k.shape[1]} heads of keys and {v.shape[1]} of values"
+        )
+    k, v = (x.view(x.layout.expand((batch, *x.shape[1:]))) for x in (k, v))
+    limit = _limit(b, attn_mask, is_causal, (batch, heads, rows, k.shape[2]))
+    out = b.new((batch, rows, heads, v.shape[3]), b.dtype, "attention")
+    out = out.view(out.layout.permute((0, 2, 1, 3)))
+    inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *limit)
+    b.append("attention", inputs, (out,), scale=float(1 / sqrt(depth) if scale is None else scale))
+    return out.view(out.layout.squeeze(0)) if lead else out
+
+
+def _ungrouped(b: Builder, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values as they were before their heads were repeated for the heads of q that share them."""
+    before = _unrepeated(b, k), _unrepeated(b, v)
+    return before if before[0].shape[1] == before[1].shape[1] else (k, v)
+
+
+def _unrepeated(b: Builder, x: Tensor) -> Tensor:
+    """Repeating is a view, or a copy of [B, KVH, group, T, D] that was seen as [B, KVH * group, T, D]."""
+    if x.layout.strides[1] == 0:
+        return x.view(x.layout.slice(1, 0, 1))
+    copy = _maker(b, x)
+    if copy is None or copy["expr"] != Arg(0):
+        return x
+    source, gathered = copy.inputs[0], copy.output
+    repeats = source.layout.rank == 5 and source.layout.strides[2] == 0 and source.dtype is x.dtype
+    if not repeats or gathered.layout.reshape(x.shape) != x.layout or _changed_since(b, copy, source):
+        return x
+    return source.view(source.layout.select(2, 0))
+
+
+def _limit(b: Builder, mask: Tensor | None, is_causal: bool, shape: Shape) -> tuple[Tensor, ...]:
+    """What each row may see. A mask that says `key <= something` is given as that something."""
+    if is_causal:
+        last = b.constant(np.arange(shape[2]), DType.I64)
+        return (last.view(last.layout.expand(shape[:3])),)
+    if mask is None:
+        return ()
+    mask = mask.view(mask.layout.expand(shape))
+    return (_last_key(b, mask) or mask,)
+
+
+def _last_key(b: Builder, mask: Tensor) -> Tensor | None:
+    """What `mask = key <= last` compares its keys with."""
+    compare = _maker(b, mask)
+    if compare is None or compare["expr"] != Call("le", (Arg(0), Arg(1))):
+        return None
+    keys, last = compare.inputs
+    if compare.output.layout.expand(mask.shape) != mask.layout or _changed_since(b, compare, last):
+        return None
+    if last.dtype is not DType.I64 or last.layout.strides[-1] != 0 or not _counts(b, keys):
+        return None
+    return last.view(last.layout.expand(mask.shape).select(3, 0))
+
+
+def _counts(b: Builder, x: Tensor) -> bool:
+    """True when x[..., i] is i, whatever the other indices."""
+    values = _known(b, x)
+    return values is not None and bool(
+        np.array_equal(values, np.broadcast_to(np.arange(x.shape[-1]), x.shape))
+    )
+
+
+def _known(b: Builder, x: Tensor) -> Array | None:
+    """The elements of x when they are made of constants alone."""
+    memory = _known_memory(b, x)
+    if memory is None:
+        return None
+    steps = [step * memory.itemsize for step in x.layout.strides]
+    return np.lib.stride_tricks.as_strided(memory[x.layout.offset :], x.shape, steps, writeable=False)
+
+
+def _known_memory(b: Builder, x: Tensor) -> Array | None:
+    if x.storage.name in b.constants:
+        return x.dtype.decode(b.constants[x.storage.name].reshape(-1))
+    made = _maker(b, x)
+    if made is None or not made.output.layout.is_contiguous:
+        return None
+    ins = [values for i in made.inputs if (values := _known(b, i)) is not None]
+    return elementwise.reference(made, ins)[0].reshape(-1) if len(ins) == len(made.inputs) else None
+
+
+def _maker(b: Builder, x: Tensor) -> Node | None:
+    """The elementwise operator that alone wrote the memory of x."""
+    makers = [n for n in b.nodes if any(t.storage == x.storage for t in n.outputs)]
+    alone = len(makers) == 1 and makers[0].op == "elementwise" and x.storage.kind is Kind.ARENA
+    return makers[0] if alone else None
+
+
+def _changed_since(b: Builder, node: Node, x: Tensor) -> bool:
+    """True when what `node` read of x is no longer there."""
+    later = b.nodes[b.nodes.index(node) + 1 :]
+    return any(t.storage == x.storage for n in later for t in n.outputs)
+
+
+CLAIMS = {"aten.scaled_dot_product_attention.default": _attention}

@@ -1,0 +1,46 @@
+"""y[..., k] = Expr(x[..., k] / sqrt(mean(x^2) + eps), ...): root mean square normalisation, a weight in the epilogue."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mkc.errors import UnsupportedError
+from mkc.ir.builder import Builder
+from mkc.ir.dtype import Array
+from mkc.ir.expr import Arg, Call, Expr
+from mkc.ir.graph import Node, Tensor
+from mkc.ops import Op
+from mkc.ops._epilogue import finish
+from mkc.ops._norm import arguments, as_rows, flops, tile
+from mkc.ops._rms_pattern import recognise
+
+EPSILON = 2.0**-23  # float32's, whatever the input's type: torch takes that of the type it computes in
+
+
+def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
+    x, *extras = ins
+    mean = np.mean(np.square(x), axis=-1, keepdims=True)
+    return (finish(node, x / np.sqrt(mean + node["eps"]), extras),)
+
+
+OP = Op("rms_norm", "RmsNorm", tile, reference, arguments, flops, stores=True)
+
+
+# ---- claims
+
+
+def _rms_norm(
+    b: Builder, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    if not x.dtype.is_float:
+        raise UnsupportedError(f"rms_norm of {x.dtype}")
+    rows, extras = as_rows(b, x, shape, weight)
+    epilogue: Expr = Call("mul", (Arg(0), Arg(1))) if extras else Arg(0)
+    eps = EPSILON if eps is None else eps
+    return b.reshape(
+        b.emit("rms_norm", (rows, *extras), rows.shape, epilogue=epilogue, eps=float(eps)), b.shape
+    )
+
+
+CLAIMS = {"aten.rms_norm.default": _rms_norm}
+PATTERN = recognise

@@ -1,0 +1,57 @@
+"""argmax, argmin, and the extremes that come with their places."""
+
+import pytest
+import torch
+from numerics import FLOATS, assert_as_torch, assert_reference_agrees
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int64, torch.int32, torch.uint8])
+def test_argmax_along_any_dimension_is_torchs(dtype):
+    def fn(x):
+        return [
+            f(x, d, k)
+            for f in (torch.argmax, torch.argmin)
+            for d, k in [(None, False), (0, False), (1, True), (-1, True)]
+        ]
+
+    assert_as_torch(fn, torch.randn(7, 100, 3).mul(50).to(dtype))
+
+
+def test_the_first_of_equals_wins():
+    x = torch.zeros(4, 250)
+    x[0, 20] = x[0, 200] = 1
+    x[1, 249], x[2], x[3, 100:] = -1, torch.inf, -torch.inf
+    assert_as_torch(lambda x: (x.argmax(1), x.argmin(1), x.argmax(), x.argmin(0)), x)
+
+
+def test_the_first_nan_is_better_than_everything():
+    x = torch.randn(3, 250)
+    x[0, 100] = x[0, 50] = torch.nan
+    x[1, 7], x[2, 249] = torch.inf, torch.nan
+    assert_as_torch(lambda x: (x.argmax(1), x.argmin(1), x.argmax(0)), x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [4096, 50257])
+def test_long_rows_are_searched_by_many_workers(dtype, width):
+    x = torch.randn(2, width).to(dtype)
+    x[1, 3000] = x[1, 4000] = 100.0
+    fast = assert_as_torch(lambda x: (x.argmax(-1), x.argmin(-1, keepdim=True)), x)
+    assert len(fast.compilation.sections[0].tasks.tasks) >= 2 * 5
+
+
+def test_a_long_row_without_anything_but_its_worst_has_its_first_place():
+    x = torch.full((2, 5000), -torch.inf)
+    x[1, 1234:] = torch.nan
+    assert_as_torch(lambda x: (x.argmax(1), x.argmin(1)), x)
+
+
+def test_extremes_along_a_dimension_come_with_their_places():
+    x = torch.randint(0, 9, (3, 100, 5)).float()
+    assert_as_torch(lambda x: (*x.max(1), *x.min(-1, keepdim=True), *x.max(0)), x)
+
+
+def test_reference_of_argmax_is_torchs():
+    x = torch.randint(0, 9, (2, 5000)).float()
+    x[0, 3000] = torch.nan
+    assert_reference_agrees(lambda x: (x.argmax(1), x.argmin(0), x[:, :100].argmin()), x)

@@ -1,0 +1,140 @@
+"""scaled_dot_product_attention: head counts, masks, odd sizes, and keys that no row sees."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from numerics import FLOATS, assert_as_torch, assert_reference_agrees
+from torch import nn
+
+import mkc
+
+
+def heads(batch, count, rows, depth, dtype=torch.float32):
+    return torch.randn(batch, count, rows, depth).to(dtype)
+
+
+def grouped(q, k, v, mask=None, **options):
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True, **options)
+
+
+def ops(fast):
+    return [node.op for node in fast.compilation.sections[0].fused.nodes]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("group", "depth", "rows", "keys"), [(1, 32, 17, 33), (2, 80, 1, 300), (4, 128, 1, 100), (4, 64, 5, 17)])
+def test_heads_share_keys(dtype, group, depth, rows, keys):
+    k, v = heads(2, 2, keys, depth, dtype), heads(2, 2, keys, depth, dtype)
+    assert_as_torch(grouped, heads(2, 2 * group, rows, depth, dtype), k, v)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_causal_rows_see_the_keys_up_to_their_own_number(dtype):
+    def attend(q, k, v, longer):
+        return [grouped(q, k, v, is_causal=True), grouped(q, longer, longer, is_causal=True)]
+
+    q = heads(1, 4, 17, 32, dtype)
+    assert_as_torch(attend, q, heads(1, 2, 17, 32, dtype), heads(1, 2, 17, 32, dtype), heads(1, 2, 40, 32, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [1, 17])
+def test_masks_hide_keys_or_are_added_to_scores(dtype, rows):
+    def attend(q, k, v, hides, adds):
+        return [grouped(q, k, v, hides), grouped(q, k, v, adds)]
+
+    q, k, v = heads(2, 4, rows, 32, dtype), heads(2, 2, 259, 32, dtype), heads(2, 2, 259, 32, dtype)
+    hides = torch.rand(2, 1, rows, 259) < 0.1
+    assert_as_torch(attend, q, k, v, hides, torch.randn(rows, 259).to(dtype))
+
+
+def test_a_row_that_sees_no_key_is_zero():
+    q, k = heads(1, 2, 6, 32), heads(1, 2, 64, 32)
+    hides, adds = torch.ones(6, 64, dtype=torch.bool), torch.zeros(6, 64)
+    hides[1], adds[5] = False, -torch.inf
+    fast = assert_as_torch(lambda *x: [grouped(*x[:3], m) for m in x[3:]], q, k, k, hides, adds)
+    assert fast(q, k, k, hides, adds)[0][:, :, 1].abs().max() == 0
+
+
+def test_blocks_of_keys_that_no_row_sees_are_not_read():
+    q, k = heads(1, 4, 1, 32), heads(1, 2, 256, 32)
+    fast = mkc.compile(grouped, (q, k, k, torch.ones(1, 1, 1, 256, dtype=torch.bool)), fallback="error")
+    for first, last in [(0, 0), (0, 1), (63, 64), (17, 240), (255, 256)]:
+        number = torch.arange(256)[None, None, None]
+        mask, far = (number >= first) & (number < last), (number < first - 16) | (number >= last + 16)
+        torch.testing.assert_close(fast(q, *[k.masked_fill(far.mT, torch.nan)] * 2, mask), grouped(q, k, k, mask))
+
+
+def test_not_a_number_stays_one():
+    q, k, v = heads(1, 2, 3, 32), heads(1, 2, 20, 32), heads(1, 2, 20, 32)
+    q[0, 0, 1, 5] = torch.nan
+    assert_as_torch(grouped, q, k, v)
+
+
+def test_values_may_be_wider_or_narrower_than_keys_and_the_scale_is_free():
+    def attend(q, k, narrow, wide):
+        return [grouped(q, k, narrow, scale=0.3), grouped(q, k, wide)]
+
+    assert_as_torch(attend, heads(1, 2, 3, 48), heads(1, 2, 9, 48), heads(1, 2, 9, 20), heads(1, 2, 9, 65))
+
+
+def test_three_dimensions_and_broadcast_keys():
+    def attend(q, k, three):
+        return [grouped(q, k.expand(3, 4, 9, 32), k.expand(3, 4, 9, 32)), F.scaled_dot_product_attention(three, three, three)]
+
+    fast = assert_as_torch(attend, heads(3, 4, 5, 32), heads(1, 1, 9, 32), torch.randn(2, 7, 32))
+    assert ops(fast) == ["attention", "attention"]
+
+
+def test_heads_are_read_from_a_projection_and_joined_again_without_copies():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(96, 3 * 96), nn.Linear(96, 96)
+
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (3, 32)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+    with torch.no_grad():
+        model, x = Block().eval(), torch.randn(2, 11, 96)
+        fast = mkc.compile(model, x, fallback="error")
+        torch.testing.assert_close(fast(x), model(x))
+    assert ops(fast) == ["linear", "attention", "linear"]
+
+
+def repeated(q, k, v, mask):
+    k, v = (x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(x.shape[0], -1, *x.shape[2:]) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask)
+
+
+def test_keys_that_were_repeated_by_hand_are_read_where_they_were():
+    q, k, v = heads(2, 6, 1, 32), heads(2, 3, 21, 32), heads(2, 3, 21, 32)
+    fast = assert_as_torch(repeated, q, k, v, torch.rand(2, 1, 1, 21) < 0.5)
+    assert ops(fast) == ["attention"]
+
+
+def test_a_mask_made_by_comparing_positions_is_never_built():
+    def attend(q, k, v, position):
+        keys, rows = torch.arange(64) + 0, torch.arange(3) + position
+        return repeated(q, k, v, (keys[None, None, None, :] <= rows[None, None, :, None]).expand(1, -1, 3, 64))
+
+    q, k, v = heads(1, 4, 3, 32), heads(1, 2, 64, 32), heads(1, 2, 64, 32)
+    for position in (0, 9, 61, 1000):
+        fast = assert_as_torch(attend, q, k, v, torch.tensor(position))
+        assert ops(fast) == ["elementwise", "attention"]
+
+
+def test_heads_and_rows_are_shared_out_for_many_workers():
+    q, k = heads(2, 8, 40, 64), heads(2, 2, 300, 64)
+    counts = []
+    for workers in (1, 2, 4, 16, 64):
+        fast = mkc.compile(lambda q, k: grouped(q, k, k), (q, k), workers=workers)
+        counts.append(len(fast.compilation.sections[0].tasks.tasks))
+        torch.testing.assert_close(fast(q, k), grouped(q, k, k))
+    assert counts == [1, 2, 4, 16, 64]
+
+
+def test_reference_of_attention_is_torchs():
+    k, mask = heads(2, 2, 33, 32), torch.rand(1, 1, 7, 33) < 0.3
+    assert_reference_agrees(lambda q, k, m: [grouped(q, k, k, m), grouped(q, k, k, is_causal=True)], heads(2, 4, 7, 32), k, mask)
