@@ -10,14 +10,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from mkc import config, targets
-from mkc.compiler import Compilation
+from mkc.compiler import Compilation, Lowering
 from mkc.errors import InputError, ModelError, OptionError
 from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.partition import Fallback, Segmented
 from mkc.frontend.trace import trace
+from mkc.ir.graph import Graph
 from mkc.ir.program import Words
 from mkc.ir.target import Target
+from mkc.ir.tasks import EventGraph, Schedule, TaskGraph
 from mkc.passes.schedule import POLICIES
 
 Key = tuple[Any, ...]
@@ -59,7 +61,7 @@ def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 class Compiled:
     """A model compiled by mkc. Call it as you would call the model.
 
-    `source`, `graph`, `tasks`, `events`, `plan` and `program` show the stages of the last specialisation.
+    `source`, `graph`, `tasks`, `events` and `plan` show the stages of the last specialisation, `asm` the compiler's output.
     """
 
     def __init__(self, model: Callable[..., Any], chosen: Options, example_inputs: tuple[Any, ...] | None = None) -> None:
@@ -193,6 +195,36 @@ class Compiled:
     def source(self) -> str:
         """One complete page of CUDA or C++ that compiles on its own."""
         return self.compilation.source.complete
+
+    @property
+    def asm(self) -> targets.Assembly:
+        """What the compiler made of the page: "cubin", "ptx" and "sass", or "library" and "assembly" on the host."""
+        return targets.Assembly(self.compilation.source, self.compilation.target)
+
+    @property
+    def graph(self) -> Graph:
+        """The operators, as they came from torch."""
+        return self._lowering.graph
+
+    @property
+    def tasks(self) -> TaskGraph:
+        """The tasks, and what must come before each."""
+        return self._lowering.linked
+
+    @property
+    def events(self) -> EventGraph:
+        """Who signals and who waits."""
+        return self._lowering.events
+
+    @property
+    def plan(self) -> Schedule:
+        """Who runs what, in which order."""
+        return self._lowering.schedule
+
+    @property
+    def _lowering(self) -> Lowering:
+        (lowering,) = self.compilation.sections
+        return lowering
 
 
 def _described(leaf: Any) -> str:

@@ -1,5 +1,8 @@
 """Where kernels run. A target builds a page and launches it; these are the only effects of the compiler."""
 
+from collections.abc import Iterator, Mapping
+
+from mkc.errors import OptionError
 from mkc.ir.program import Program
 from mkc.ir.target import Target
 from mkc.passes.render import Source
@@ -17,3 +20,33 @@ def build(program: Program, source: Source, target: Target, device: int | None =
     if target.name == "cuda":
         return cuda.CudaKernel(program, source, device or 0)
     return cpu.CpuKernel(program, source)
+
+
+class Assembly(Mapping[str, bytes | str]):
+    """What the compiler made of a page, by name, each made when it is asked for."""
+
+    def __init__(self, source: Source, target: Target) -> None:
+        self._source, self._target = source, target
+
+        self._names = ("cubin", "ptx", "sass") if target.name == "cuda" else ("library", "assembly")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> bytes | str:
+        text, arch = self._source.complete, self._target.arch
+        match name if name in self._names else "":
+            case "cubin":
+                return cuda.compile_cubin(text, arch).image
+            case "ptx":
+                return cuda.ptx(text, arch)
+            case "sass":
+                return cuda.sass(cuda.compile_cubin(text, arch).image)
+            case "library":
+                return cpu.build(self._source.text, cpu.FLAGS)
+            case "assembly":
+                return cpu.build(self._source.text, (*cpu.FLAGS, "-S")).decode()
+        raise OptionError(f"there is no {name!r} for {self._target.name}, only {', '.join(self._names)}")

@@ -297,6 +297,16 @@ class _Loaded:
     lanes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream given by its handle, as CuPy takes it from other libraries."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
 class CudaKernel:
     """A page loaded onto a GPU. Every launch ends with its stream drained, so one set of tables serves all launches.
 
@@ -364,7 +374,7 @@ class CudaKernel:
                 (loaded.lanes,),
                 (words,),
                 shared_mem=self.shared_bytes,
-                stream=cuda.ExternalStream(stream),
+                stream=cuda.Stream.from_external(_Stream(stream)),
                 enable_cooperative_groups=True,
             )
             cuda.runtime.streamSynchronize(stream)
