@@ -1,6 +1,7 @@
 """The user's side: what `mkc.compile` takes, gives, keeps and refuses."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mkc
+from mkc import targets
 from mkc.frontend.dynamo import backend
 
 
@@ -255,3 +257,15 @@ def test_a_missing_compiler_is_a_clear_error_and_the_process_lives(monkeypatch: 
         mkc.compile(lambda t: t.exp() * 3.25, x)
     monkeypatch.delenv("CXX")
     same(mkc.compile(lambda t: t.exp() * 3.25, x)(x), x.exp() * 3.25)
+
+
+def test_an_input_shifted_onto_itself_is_read_before_it_is_written() -> None:
+    def shift(cache: torch.Tensor) -> torch.Tensor:
+        cache[1:9] = cache[:8].clone()
+        return cache + 0
+
+    cache = torch.randn(40, 3)
+    expected = cache.clone()
+    shift(expected)
+    cheap = dataclasses.replace(targets.named("cpu", workers=5), task_ns=1.0, event_ns=1.0)
+    same(mkc.compile(shift, target=cheap)(cache), expected)

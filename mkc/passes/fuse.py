@@ -42,7 +42,7 @@ def _with_some_producer(program: "_Program", number: int, node: Node) -> tuple[i
             continue
         for merge in (_into_producer, _into_consumer):
             merged = merge(first, node)
-            if merged and _is_reasonable(merged):
+            if merged and _is_sound(merged) and _is_reasonable(merged):
                 return producer, number, merged
     return None
 
@@ -111,6 +111,12 @@ def _expr(node: Node, key: str) -> Expr:
     expr = node[key]
     assert isinstance(expr, Arg | Call | Const)
     return expr
+
+
+def _is_sound(node: Node) -> bool:
+    """Tasks of one node run in any order, so none may read what another writes."""
+    out = node.output
+    return all(t.storage != out.storage or (node.op == "elementwise" and t.layout == out.layout) for t in node.inputs)
 
 
 def _is_reasonable(node: Node) -> bool:

@@ -24,7 +24,8 @@ def link(tasks: Tasks) -> TaskGraph:
             for memory in memories.values():
                 memory.settle(step * count + first)
     last = count if tasks.graph.loops else 0
-    stop = tuple((lo - last, hi - last) for lo, hi in _settled(memories, tasks.graph))
+    settled = _clipped(_settled(memories, tasks.graph), last, last + count)
+    stop = tuple((lo - last, hi - last) for lo, hi in settled)
     carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
