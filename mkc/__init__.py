@@ -15,6 +15,7 @@ from mkc.errors import (
     TargetError,
     UnsupportedError,
 )
+from mkc.explain import explain
 
 __version__ = "0.1.0"
 
@@ -41,4 +42,5 @@ __all__ = [
     "TargetError",
     "UnsupportedError",
     "compile",
+    "explain",
 ]

@@ -42,6 +42,7 @@ class CausalLM:
             wanted = targets.named(model.device.type, model.device.index, chosen.workers or config.workers())
         sections = raise_sections(model, self.state, self.stops, self.chunk)
         self._executable = Executable(sections, wanted, model.device, chosen.policy)
+        self._executable.build()
 
     @staticmethod
     def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mkc import cli
+from mkc.cli import findings
 from mkc.errors import MkcError, TargetError
-from mkc.inspect import doctor
 
 MODELS = """
 import torch
@@ -208,7 +208,7 @@ def test_doctor_fails_when_the_cpu_target_does_not(monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> None:
         raise TargetError("no compiler\nat all")
 
-    monkeypatch.setattr(doctor.targets, "build", broken)
+    monkeypatch.setattr(findings.targets, "build", broken)
     result = mkc("doctor")
     assert result.exit_code == 1
     assert "no   cpu" in result.stdout

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +13,12 @@ from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import InputError
 from mkc.frontend.convert import Raised, torch_dtype
 from mkc.frontend.trace import Attribute, UserInput
+from mkc.inspect.stages import dump
 from mkc.ir.graph import Kind, Tensor
 from mkc.ir.program import Slot, Words
 from mkc.ir.target import Target
 from mkc.targets import build
+from mkc.targets.kernel import Kernel
 
 Leaves = Sequence[Any]
 
@@ -27,13 +30,23 @@ class Executable:
         self.raised = tuple(raised)
         self.device = device
         self.compilation: Compilation = compile_graphs([r.graph for r in raised], target, policy)
-        self.kernel = build(self.compilation.program, self.compilation.source, target, device.index)
+        dump(self.compilation)
         self.launches = 0
         self._lock = threading.Lock()
         self._attributes: list[torch.Tensor] = []  # live tensors of the module, by the slots below
         self._owned: list[torch.Tensor] = []  # constants and the arena, kept alive
         self._slots = self.compilation.program.slots
         self._fixed = [self._fixed_address(slot) for slot in self._slots]
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """Built when it is first needed: looking at a plan needs no kernel."""
+        made = self.compilation
+        return build(made.program, made.source, made.target, self.device.index)
+
+    def build(self) -> None:
+        """Build the kernel now. Raises BuildError, TargetError."""
+        _ = self.kernel
 
     def __call__(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> list[Any]:
         """Run every section for its steps (default: once). Returns the result of each section."""

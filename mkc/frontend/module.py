@@ -16,6 +16,7 @@ from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.partition import Fallback, Segmented
 from mkc.frontend.trace import trace
+from mkc.inspect.why import why
 from mkc.ir.graph import Graph
 from mkc.ir.program import Words
 from mkc.ir.target import Target
@@ -74,7 +75,7 @@ class Compiled:
         if example_inputs is not None:
             leaves, spec = pytree.tree_flatten((example_inputs, {}))
             self._refuse_bad_state(leaves)
-            self._specialise(self._key(leaves, spec), leaves, example_inputs, {})
+            self._specialise(self._key(leaves, spec), leaves, example_inputs, {}).build()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._executable(args, kwargs)(pytree.tree_leaves((args, kwargs)))[0]
@@ -195,6 +196,10 @@ class Compiled:
     def source(self) -> str:
         """One complete page of CUDA or C++ that compiles on its own."""
         return self.compilation.source.complete
+
+    def why(self, task: int | str) -> str:
+        """What a task, by number or name, waits for, and which bytes are the reason."""
+        return why(self.compilation, task)
 
     @property
     def asm(self) -> targets.Assembly:

@@ -38,6 +38,11 @@ class Segmented:
         self._refused: dict[str, str] = {}
         self._module = self._cut(target, device, policy)
 
+    def build(self) -> None:
+        """Build every kernel now. Raises BuildError, TargetError."""
+        for executable in self.executables:
+            executable.build()
+
     def __call__(self, leaves: Sequence[Any]) -> list[Any]:
         """One run over the flattened arguments."""
         with torch.no_grad():

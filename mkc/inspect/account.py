@@ -9,7 +9,7 @@ from mkc.inspect.text import count, size, table, time
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.target import Target
 from mkc.ops import registry
-from mkc.passes.schedule import _costs as costs
+from mkc.passes.schedule import costs
 
 FIXED = (Kind.PARAM, Kind.CONST)
 

@@ -10,7 +10,7 @@ from mkc.compiler import Lowering
 from mkc.inspect.text import count, table, time
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ir.tiling import Range
-from mkc.passes.schedule import _costs as costs
+from mkc.passes.schedule import costs
 
 
 def to_networkx(lowering: Lowering) -> nx.DiGraph:

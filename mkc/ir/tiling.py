@@ -39,10 +39,14 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class TileMap:
-    """An imap when the tensor is read, an omap when it is written. A None dimension is taken whole."""
+    """An imap when the tensor is read, an omap when it is written. A None dimension is taken whole.
+
+    `touched` is the share of the box that is really moved, for the cost model: a gather moves a few rows of its table.
+    """
 
     tensor: Tensor
     dims: tuple[Split | None, ...]
+    touched: float = 1.0
 
     def at(self, ranges: tuple[Range, ...]) -> Box:
         def interval(split: Split | None, extent: int) -> Range:

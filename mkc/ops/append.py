@@ -33,9 +33,9 @@ def tile(node: Node, target: Target) -> Tiling:
     dim = _dim(node)
     grid = cut(target, cache.shape[:dim] or (1,), 2 * source.nbytes, 0)
     dims = tuple(Split(d) if d < dim else None for d in range(cache.layout.rank))
-    return Tiling(
-        grid, (whole(index), TileMap(source, dims), TileMap(cache, dims)), (TileMap(node.output, dims),)
-    )
+    share = min(1.0, source.layout.numel / cache.layout.numel)
+    imaps = (whole(index), TileMap(source, dims), TileMap(cache, dims, share))
+    return Tiling(grid, imaps, (TileMap(node.output, dims, share),))
 
 
 def arguments(node: Node) -> tuple[str, ...]:

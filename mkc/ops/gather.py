@@ -36,11 +36,9 @@ def tile(node: Node, target: Target) -> Tiling:
     y = node.output
     grid = cut(target, y.shape, 2.0 * y.nbytes, flops(node), (1, 1, WIDE if y.shape[2] > WIDE else 0))
     a, i, c = map(Split, range(3))
-    return Tiling(
-        grid,
-        (TileMap(x, (a, None, c)), TileMap(index, (a, i, c)), *along_output(extras, (a, i, c))),
-        (TileMap(y, (a, i, c)),),
-    )
+    picked = TileMap(x, (a, None, c), touched=min(1.0, y.shape[1] / x.shape[1]))
+    imaps = (picked, TileMap(index, (a, i, c)), *along_output(extras, (a, i, c)))
+    return Tiling(grid, imaps, (TileMap(y, (a, i, c)),))
 
 
 def flops(node: Node) -> float:

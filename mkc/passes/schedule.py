@@ -5,6 +5,7 @@ from heapq import heapify, heapreplace
 from mkc.ir.cost import task_ns
 from mkc.ir.target import Target
 from mkc.ir.tasks import EventGraph, Schedule, Wait
+from mkc.ir.tiling import Range, TileMap
 from mkc.ops import registry
 
 POLICIES = ("static", "dynamic")
@@ -12,10 +13,10 @@ POLICIES = ("static", "dynamic")
 
 def schedule(events: EventGraph, target: Target, policy: str = "static") -> Schedule:
     """Program order respects every dependency, so queues that keep it cannot deadlock."""
-    costs = _costs(events, target)
-    queues, makespan = _listed(events, target, costs)
+    times = costs(events, target)
+    queues, makespan = _listed(events, target, times)
     if policy == "dynamic":
-        everything = tuple(range(len(costs)))
+        everything = tuple(range(len(times)))
         return Schedule(events, target, policy, (everything,), events.waits, makespan)
     return Schedule(events, target, policy, queues, _unimplied(events, queues), makespan)
 
@@ -39,25 +40,27 @@ def _listed(events: EventGraph, target: Target, costs: list[float]) -> tuple[tup
     return tuple(map(tuple, queues)), makespan
 
 
-def _costs(events: EventGraph, target: Target) -> list[float]:
+def costs(events: EventGraph, target: Target) -> list[float]:
     """Nanoseconds of each task: its share of its node's bytes and operations."""
     tasks = events.tasks
-    costs: list[float] = []
+    times: list[float] = []
     for node, tiling in zip(tasks.graph.nodes, tasks.tilings, strict=True):
         flops = registry()[node.op].flops(node)
         for ranges in tiling.ranges():
             share = 1.0
             for (lo, hi), axis in zip(ranges, tiling.grid, strict=True):
                 share *= (hi - lo) / axis.extent
-            nbytes = sum(_box_bytes(m.at(ranges), m.tensor.dtype.itemsize) for m in (*tiling.imaps, *tiling.omaps))
-            costs.append(task_ns(target, nbytes, flops * share))
-    return costs
+            nbytes = sum(_moved(m, ranges) for m in (*tiling.imaps, *tiling.omaps))
+            times.append(task_ns(target, nbytes, flops * share))
+    return times
 
 
-def _box_bytes(box: tuple[tuple[int, int], ...], itemsize: int) -> int:
-    for lo, hi in box:
-        itemsize *= hi - lo
-    return itemsize
+def _moved(tile_map: TileMap, ranges: tuple[Range, ...]) -> float:
+    """Bytes of the box at a grid point that are really moved."""
+    nbytes = tile_map.touched * tile_map.tensor.dtype.itemsize
+    for lo, hi in tile_map.at(ranges):
+        nbytes *= hi - lo
+    return nbytes
 
 
 def _unimplied(events: EventGraph, queues: tuple[tuple[int, ...], ...]) -> tuple[tuple[Wait, ...], ...]:

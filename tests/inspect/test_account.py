@@ -7,8 +7,8 @@ from torch import nn
 import mkc
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import InputError, ModelError, OptionError
+from mkc.explain import explain
 from mkc.inspect.account import Explanation
-from mkc.inspect.explain import explain
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from mkc.cli.subject import Subject
 from mkc.compiler import Compilation
 from mkc.inspect.account import Explanation
 from mkc.inspect.colours import colours
 from mkc.inspect.picture import picture
 from mkc.inspect.stages import labels, write_stages
-from mkc.inspect.subject import Subject
 from mkc.inspect.taskgraph import critical_path
 from mkc.inspect.timeline import html, perfetto
 from mkc.ir.program import Words

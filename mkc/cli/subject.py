@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import ModelError, OptionError, TargetError
+from mkc.explain import looked_at
 from mkc.frontend.module import Compiled, options
-from mkc.inspect.explain import looked_at
 from mkc.ir.program import Words
 from mkc.ir.target import Target
 from mkc.targets import cuda

@@ -12,11 +12,11 @@ from rich.status import Status
 from typer.core import TyperGroup
 
 from mkc import __version__
+from mkc.cli import findings
+from mkc.cli.report import write_report, write_timeline
+from mkc.cli.subject import TargetName, Wanted, language_model, subject
 from mkc.errors import MkcError
-from mkc.inspect import doctor as findings
 from mkc.inspect.account import Explanation
-from mkc.inspect.report import write_report, write_timeline
-from mkc.inspect.subject import TargetName, Wanted, language_model, subject
 from mkc.ir.program import Words
 from mkc.targets import cuda
 

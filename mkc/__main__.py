@@ -1,0 +1,5 @@
+"""`python -m mkc` is the command `mkc`."""
+
+from mkc.cli import main
+
+main()
