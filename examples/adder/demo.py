@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
 from transformers.utils import logging
 
 import mkc
-from mkc.inspect.report import write_report, write_timeline
-from mkc.inspect.subject import Subject
+from mkc.cli.report import write_report, write_timeline
+from mkc.cli.subject import Subject
 
 HERE = Path(__file__).parent
 ROOM = 32  # tokens of prompt and answer

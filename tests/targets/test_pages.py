@@ -1,0 +1,79 @@
+"""The page of every example compiles for every GPU, here, without one; on Hopper nothing spills."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import mkc
+from mkc.compiler import compile_graphs
+from mkc.explain import looked_at
+from mkc.ir.graph import Graph
+from mkc.targets import cuda
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def traced(model: Any, *inputs: torch.Tensor) -> list[Graph]:
+    (made,), _ = looked_at(model, inputs)
+    return [section.graph for section in made.sections]
+
+
+def elementwise() -> list[Graph]:
+    return traced(example("01_elementwise").swish_blend, torch.randn(300, 250), torch.randn(300, 250), torch.randn(250))
+
+
+def mlp() -> list[Graph]:
+    return traced(example("02_mlp").MLP(256, 1000).eval(), torch.randn(2, 256))
+
+
+def attention() -> list[Graph]:
+    return traced(example("03_attention").Attention().eval(), torch.randn(1, 40, 256))
+
+
+def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
+    def graphs() -> list[Graph]:
+        lm = mkc.CausalLM.from_pretrained(str(EXAMPLES / "adder" / "model"), dtype=dtype, max_length=32)
+        return [section.graph for section in lm.compilation.sections]
+
+    return graphs
+
+
+MADE = {
+    "01_elementwise": elementwise,
+    "02_mlp": mlp,
+    "03_attention": attention,
+    "adder float32": adder(torch.float32),
+    "adder bfloat16": adder(torch.bfloat16),
+}
+
+
+@cache
+def graphs_of(name: str) -> list[Graph]:
+    return MADE[name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [(name, arch) for name in MADE for arch in cuda.ARCHITECTURES if "bfloat16" not in name or arch == "sm_90a"],
+)
+def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
+    made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
+    resources = cuda.compile_cubin(made.source.complete, arch).resources
+    assert resources.registers > 0
+    if arch == "sm_90a":
+        assert (resources.spill_bytes, resources.stack_bytes) == (0, 0)
