@@ -9,7 +9,7 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.not_readable"]  # a page of the table of contents that is not written yet
 
 html_theme = "furo"
 html_title = f"mkc {release}"
+html_show_copyright = False
