@@ -1,7 +1,7 @@
 # Everything one does here, each verb on its own: `make test` on a fresh machine makes .venv, installs into it and runs.
 # Needed: GNU make, Python 3.11 or newer with venv, and a C++ compiler (g++ or clang++) for the CPU target.
 
-# JOBS: test processes. ARGS are handed on: make demo ARGS="123 456", make test ARGS="tests/ops -k linear".
+# JOBS: test processes. ARGS are handed on: make demo ARGS="--prompt 12+34=", make test ARGS="tests/ops -k linear".
 
 PYTHON ?= python3
 JOBS ?= 2

@@ -21,11 +21,11 @@ class Variable:
 
 TARGET = Variable("MKC_TARGET", "", "Where kernels run: `cpu`, `cuda`, or empty for CUDA when the inputs are there.")
 WORKERS = Variable("MKC_WORKERS", "", "How many workers a kernel has. Empty: one per SM, or one per usable CPU.")
-CACHE_DIR = Variable("MKC_CACHE_DIR", "", "Where compiled kernels are kept. Empty: `mkc` in the user's cache folder.")
+CACHE_DIR = Variable("MKC_CACHE_DIR", "", "Where compiled kernels are kept. Empty: `mkc` in `$XDG_CACHE_HOME`, or in `~/.cache`.")
 DUMP = Variable("MKC_DUMP", "", "A folder that receives every stage of every compilation as text.")
 CXX = Variable("CXX", "", "The C++ compiler for the CPU target. Empty: the first of g++, clang++, c++ on the path.")
 DEADLINE = Variable("MKC_DEADLINE", "20", "Seconds a wait inside a kernel may take before it is reported as a hang.")
-DEBUG = Variable("MKC_DEBUG", "0", "1 builds the host kernel with assertions and debug information.")
+DEBUG = Variable("MKC_DEBUG", "0", "1 builds host kernels hardly optimised, with debug information.")
 
 VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG)
 

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -269,3 +271,31 @@ def test_an_input_shifted_onto_itself_is_read_before_it_is_written() -> None:
     shift(expected)
     cheap = dataclasses.replace(targets.named("cpu", workers=5), task_ns=1.0, event_ns=1.0)
     same(mkc.compile(shift, target=cheap)(cache), expected)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)).eval(), lambda x: x.relu() * 2])
+def test_plain_models_are_traced_symbolically(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mkc.frontend.trace._export", None)
+    x = torch.randn(2, 4)
+    same(mkc.compile(model, x)(x), model(x))
+
+
+def test_symbolic_tracing_sees_a_tensor_where_forward_asks_for_one() -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if isinstance(x, torch.Tensor) and not isinstance(x, nn.Parameter) else x
+
+    x = torch.randn(3)
+    same(mkc.compile(forward)(x), x * 2)
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++")
+def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = subprocess.run(["clang++", "--version"], capture_output=True, text=True, check=True).stdout
+    version = int(said.split("clang version ")[1].split(".")[0])
+    monkeypatch.setenv("CXX", "clang++")
+    x = torch.randn(3, 7)
+    if version < 18:
+        with pytest.raises(mkc.TargetError, match=f"clang {version}"):
+            mkc.compile(lambda t: t.exp() * 5.25, x)
+    else:
+        same(mkc.compile(lambda t: t.exp() * 5.25, x)(x), x.exp() * 5.25)

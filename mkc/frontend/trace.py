@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
 from mkc.errors import ModelError
@@ -73,11 +74,14 @@ def trace_graph_module(module: nn.Module, args: Sequence[torch.Tensor]) -> Trace
         **signature.inputs_to_buffers,
     }
     sources: dict[fx.Node, UserInput | Attribute] = {}
+    known: dict[int, Attribute] = {}  # a tied weight goes by its first name
     for node in graph_module.graph.find_nodes(op="placeholder"):
         name = names.get(node.name)
-        sources[node] = (
-            UserInput(list(signature.user_inputs).index(node.name)) if name is None else _attribute(flat, name)
-        )
+        if name is None:
+            sources[node] = UserInput(list(signature.user_inputs).index(node.name))
+        else:
+            found = _attribute(flat, name)
+            sources[node] = known.setdefault(id(found.tensor), found)
     holders = {name: by_name[placeholder] for placeholder, name in names.items()}
     mutated = {holders[target]: by_name[name] for name, target in signature.buffers_to_mutate.items()}
     mutated |= {by_name[target]: by_name[name] for name, target in signature.user_inputs_to_mutate.items()}
@@ -119,7 +123,9 @@ class _Flat(nn.Module):
         self.spec: pytree.TreeSpec | None = None
 
     def forward(self, *args: torch.Tensor) -> tuple[Any, ...]:
-        leaves, self.spec = pytree.tree_flatten(self.model(*args))
+        with traceback.preserve_node_meta():  # whose module paths the interpreter hands on, node by node
+            run = fx.Interpreter(self.model).run if isinstance(self.model, fx.GraphModule) else self.model
+            leaves, self.spec = pytree.tree_flatten(run(*args))
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise ModelError("a result that is not a tensor")
         return tuple(leaves)
@@ -127,6 +133,8 @@ class _Flat(nn.Module):
 
 class _TensorLikeProxy(fx.Proxy):
     """A proxy that passes for a tensor, so that `isinstance(x, Tensor)` in a forward takes the branch it would take."""
+
+    _is_param = _is_buffer = False  # but not for one that a module owns
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -141,10 +149,14 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _TensorLikeProxy(node, self)
 
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _TensorLikeProxy else super().create_arg(a)
+
 
 def _symbolic(module: nn.Module) -> fx.GraphModule:
-    graph = _Tracer().trace(module)
-    return fx.GraphModule(module, graph)
+    tracer = _Tracer()
+    graph = tracer.trace(module._function if isinstance(module, _Function) else module)
+    return fx.GraphModule(tracer.root, graph)
 
 
 def _is_plain(module: nn.Module, args: tuple[Any, ...]) -> bool:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mkc.errors import MegakernelHang
+from mkc.errors import InputError, MegakernelHang
 from mkc.ir.program import LAUNCH, MAX_SECTIONS, Program, Words
 
 NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}
@@ -30,7 +30,10 @@ def pointers(program: Program, addresses: Sequence[int]) -> Words:
 
 
 def launch_words(program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int) -> Words:
-    """The launch struct; `tables` names the address of each table."""
+    """The launch struct; `tables` names the address of each table. Raises InputError for more steps than can be counted."""
+    for section, count in zip(program.sections, steps, strict=True):
+        if not 0 <= count < 2**31 or count * int(section["num_tasks"]) + program.num_workers >= 2**32:
+            raise InputError(f"{count} steps in one launch; tickets are 32 bits wide, so run fewer at a time")
     words = np.zeros(1, LAUNCH)
     for name, address in tables.items():
         words[name] = address

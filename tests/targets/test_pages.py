@@ -77,3 +77,9 @@ def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
     assert resources.registers > 0
     if arch == "sm_90a":
         assert (resources.spill_bytes, resources.stack_bytes) == (0, 0)
+
+
+def test_nothing_that_a_kernel_writes_is_read_through_the_read_only_path() -> None:
+    """ld.global.nc may give old values: see docs/device-protocol.md."""
+    made = compile_graphs(graphs_of("adder float32"), cuda.target(arch="sm_90a"))
+    assert ".nc" not in cuda.ptx(made.source.complete, "sm_90a")
