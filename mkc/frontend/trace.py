@@ -1,6 +1,5 @@
 """nn.Module or function, inputs -> Traced. Torch's view of the model: a functional graph of ATen calls, shapes known."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,44 +130,24 @@ class _Flat(nn.Module):
         return tuple(leaves)
 
 
-class _TensorLikeProxy(fx.Proxy):
-    """A proxy that passes for a tensor, so that `isinstance(x, Tensor)` in a forward takes the branch it would take."""
-
-    _is_param = _is_buffer = False  # but not for one that a module owns
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return torch.Tensor
-
-
 class _Tracer(fx.Tracer):
     """Buffers become graph nodes, so that writing one while tracing is recorded instead of done."""
 
     proxy_buffer_attributes = True
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _TensorLikeProxy(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _TensorLikeProxy else super().create_arg(a)
-
 
 def _symbolic(module: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
-    graph = tracer.trace(module._function if isinstance(module, _Function) else module)
-    return fx.GraphModule(tracer.root, graph)
+    return fx.GraphModule(module, _Tracer().trace(module))
 
 
 def _is_plain(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """Only positional tensors, one for each parameter of forward: no defaults that a proxy would hide."""
-    if not all(isinstance(a, torch.Tensor) for a in args):
-        return False
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return len(parameters) == len(args) and all(p.kind in positional for p in parameters)
+    """A composition of torch's own modules, called with tensors.
+
+    A symbolic value is no tensor, so a forward that asks what it holds (`isinstance`, `type`, `hasattr`, a shape) could
+    silently take another branch. Torch's modules are known not to; anybody else's code is for torch.export.
+    """
+    own = all(type(m).__module__.startswith("torch.nn.modules.") for m in module.modules())
+    return own and all(isinstance(a, torch.Tensor) for a in args)
 
 
 def _attribute(module: nn.Module, name: str) -> Attribute:
