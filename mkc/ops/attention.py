@@ -18,52 +18,67 @@ from mkc.ops import Op, elementwise
 from mkc.ops._functions import cpp
 
 ROWS = 4  # of q that share a pass over the keys
+BLOCK = 64  # neighbouring keys that go to one part
+MANY_WORKERS = 128  # of a large GPU; fewer lines of attention than that share out their keys
+MANY_KEYS = 512  # below this, one worker reads them sooner than two would meet
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
-    """q [B, H, S, D], k [B, KVH, T, D], v [B, KVH, T, DV] and one of: nothing; a mask [B, H, S, T], boolean or added
-    to the scores; the last key that each row sees [B, H, S]. A row that sees no key gives zeros, as in torch."""
-    q, k, v, *limit = ins
+    """q [B, H, S, D], k [B, KVH, T, D], v [B, KVH, T, DV] and at most one limit: a mask [B, H, S, T], boolean or added
+    to the scores, or the last key that each row sees [B, H, S]. A row that sees no key gives zeros, as in torch.
+
+    With `parts` the blocks of keys are dealt out to them in turn, and the last input [P] numbers the parts wanted. The
+    result is then [B, H, S, P, DV + 2] for `attention_merge`: sums of values, and the maximum and sum of the weights.
+    """
+    q, k, v, *rest = ins
     k, v = (x.repeat(q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    keys = np.arange(k.shape[2])
     scores = q @ k.swapaxes(-1, -2) * np.float32(_scale(node))
-    scores = scores + sum(_penalty(x, scores.shape[-1]) for x in limit)
+    if len(rest) > (parts(node) > 1):
+        scores = scores + _penalty(rest[0], keys)
+    if parts(node) == 1:
+        sums, _, total = _weighted(scores, v)
+        return (np.where(total == 0, 0, sums / np.where(total == 0, 1, total)),)
+    mine = [np.where(keys // BLOCK % parts(node) == part, scores, -np.inf) for part in rest[-1]]
+    return (np.stack([np.concatenate(_weighted(s, v), axis=-1) for s in mine], axis=3),)
+
+
+def _weighted(scores: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Sums of values by the exponentials of their scores, the highest score, and the sum of the exponentials."""
     top = scores.max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         weights = np.exp(scores - np.where(np.isneginf(top), 0, top))
-        total = weights.sum(-1, keepdims=True)
-        return (np.where(total == 0, 0, weights / np.where(total == 0, 1, total)) @ v,)
+        return weights @ v, top, weights.sum(-1, keepdims=True)
 
 
-def _penalty(limit: Array, keys: int) -> Array:
+def _penalty(limit: Array, keys: Array) -> Array:
     """What a limit adds to the scores."""
     if limit.ndim == 3:
-        limit = np.arange(keys) <= limit[..., None]
+        limit = keys <= limit[..., None]
     return np.where(limit, np.float32(0), np.float32(-np.inf)) if limit.dtype == np.bool_ else limit
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """Batches, then heads, then rows. Heads that share keys stay together unless that leaves workers idle."""
-    q, k, v, *limit = node.inputs
+    """Batches, then groups of heads that share keys, then parts; more workers take heads apart, or share out rows."""
+    q, k, v, *rest = node.inputs
     batch, heads, rows, _ = q.shape
-    kv_heads, group = k.shape[1], heads // k.shape[1]
+    group = heads // k.shape[1]
     wanted = worthwhile_parts(target, k.nbytes + v.nbytes, flops(node))
     batches = min(wanted, batch)
-    apart = next(
-        n for n in range(1, group + 1) if group % n == 0 and (batches * kv_heads * n >= wanted or n == group)
-    )
-    together = Axis(heads, min(-(-wanted // batches), kv_heads), group)
-    by_head = together if apart == 1 else Axis(heads, kv_heads * apart, group // apart)
-    row_parts = max(1, min(wanted // (batches * by_head.parts), -(-rows // ROWS)))
-    dims = (Split(0), Split(1), Split(2), None)
-    keys = (Split(0), Split(1, share=group), None, None)
-    imaps = (
-        TileMap(q, dims),
-        TileMap(k, keys),
-        TileMap(v, keys),
-        *(TileMap(x, dims[: x.layout.rank]) for x in limit),
-    )
-    grid = (Axis(batch, batches), by_head, Axis(rows, row_parts, ROWS))
-    return Tiling(grid, imaps, (TileMap(node.output, dims),))
+    groups = min(-(-wanted // batches), k.shape[1])
+    shares = min(-(-wanted // (batches * groups)), parts(node))
+    lines = batches * groups * shares
+    apart = max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or lines * n <= wanted))
+    row_parts = max(1, min(wanted // (lines * apart), -(-rows // ROWS)))
+    limits, numbers = (rest, []) if parts(node) == 1 else (rest[:-1], rest[-1:])
+    grid = [Axis(batch, batches), Axis(heads, groups * apart, group // apart), Axis(rows, row_parts, ROWS)]
+    grid += [Axis(parts(node), shares) for _ in numbers]
+    line, keys = (Split(0), Split(1), Split(2)), (Split(0), Split(1, share=group), None, None)
+    imaps = [TileMap(q, (*line, None)), TileMap(k, keys), TileMap(v, keys)]
+    imaps += [TileMap(limit, (*line, None)[: limit.layout.rank]) for limit in limits]
+    imaps += [TileMap(number, (Split(3),)) for number in numbers]
+    omap = TileMap(node.output, (*line, *(Split(3) for _ in numbers), None))
+    return Tiling(tuple(grid), tuple(imaps), (omap,))
 
 
 def flops(node: Node) -> float:
@@ -73,7 +88,14 @@ def flops(node: Node) -> float:
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return (cpp(Const(_scale(node))),)
+    return cpp(Const(_scale(node))), str(parts(node)), str(BLOCK)
+
+
+def parts(node: Node) -> int:
+    """Into how many results the keys are shared out; one is the attention itself."""
+    count = node["parts"]
+    assert isinstance(count, int)
+    return count
 
 
 def _scale(node: Node) -> float:
@@ -115,11 +137,28 @@ def _attention(
         )
     k, v = (x.view(x.layout.expand((batch, *x.shape[1:]))) for x in (k, v))
     limit = _limit(b, attn_mask, is_causal, (batch, heads, rows, k.shape[2]))
+    inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *limit)
     out = b.new((batch, rows, heads, v.shape[3]), b.dtype, "attention")
     out = out.view(out.layout.permute((0, 2, 1, 3)))
-    inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *limit)
-    b.append("attention", inputs, (out,), scale=float(1 / sqrt(depth) if scale is None else scale))
+    scale = float(1 / sqrt(depth) if scale is None else scale)
+    count = _worthwhile_parts(q, k)
+    if count == 1:
+        b.append("attention", inputs, (out,), scale=scale, parts=1)
+    else:
+        numbers = b.constant(np.arange(count), DType.I32)
+        partial = b.new((batch, heads, rows, count, v.shape[3] + 2), DType.F32, "parts")
+        b.append("attention", (*inputs, numbers), (partial,), scale=scale, parts=count)
+        b.append("attention_merge", (partial,), (out,))
     return out.view(out.layout.squeeze(0)) if lead else out
+
+
+def _worthwhile_parts(q: Tensor, k: Tensor) -> int:
+    """Long rows of keys are shared out when there are too few lines to keep a large machine busy."""
+    batch, heads, rows, depth = q.shape
+    lines = batch * (k.shape[1] if rows == 1 else heads * -(-rows // ROWS))
+    keys = k.shape[2]
+    worthwhile = keys >= MANY_KEYS and depth >= 32  # so that a block is no less than a team looks at together
+    return max(1, min(MANY_WORKERS // lines, -(-keys // BLOCK))) if worthwhile else 1
 
 
 def _ungrouped(b: Builder, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ class _Words:
                 -1 if until is None else self._operand(until, section),
             )
         )
-        self.queues += [tuple(self.num_tasks + t for t in queue) for queue in schedule.queues]
+        queues = schedule.queues if len(block) else ((),) * schedule.target.workers  # nothing to draw from either
+        self.queues += [tuple(self.num_tasks + t for t in queue) for queue in queues]
         self.blocks.append(block)
         self.num_tasks += len(block)
         self.num_events += len(events.fanin)

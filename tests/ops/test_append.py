@@ -34,7 +34,9 @@ def test_rows_are_written_where_the_cache_lies(dtype):
 
 
 def test_what_is_no_state_is_copied_first():
-    fast = assert_as_torch(lambda x, i, y: x.index_copy(1, i, y), torch.randn(3, 40, 4), ROWS, torch.randn(3, 5, 4))
+    fast = assert_as_torch(
+        lambda x, i, y: x.index_copy(1, i, y), torch.randn(3, 40, 4), ROWS, torch.randn(3, 5, 4)
+    )
     assert ops(fast) == ["elementwise", "append"]
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numerics import FLOATS, assert_as_torch, assert_reference_agrees
+from oracle import machine
 from torch import nn
 
 import mkc
@@ -22,7 +23,9 @@ def ops(fast):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("group", "depth", "rows", "keys"), [(1, 32, 17, 33), (2, 80, 1, 300), (4, 128, 1, 100), (4, 64, 5, 17)])
+@pytest.mark.parametrize(
+    ("group", "depth", "rows", "keys"), [(1, 32, 17, 33), (2, 80, 1, 300), (4, 128, 1, 100), (4, 64, 5, 17)]
+)
 def test_heads_share_keys(dtype, group, depth, rows, keys):
     k, v = heads(2, 2, keys, depth, dtype), heads(2, 2, keys, depth, dtype)
     assert_as_torch(grouped, heads(2, 2 * group, rows, depth, dtype), k, v)
@@ -34,7 +37,9 @@ def test_causal_rows_see_the_keys_up_to_their_own_number(dtype):
         return [grouped(q, k, v, is_causal=True), grouped(q, longer, longer, is_causal=True)]
 
     q = heads(1, 4, 17, 32, dtype)
-    assert_as_torch(attend, q, heads(1, 2, 17, 32, dtype), heads(1, 2, 17, 32, dtype), heads(1, 2, 40, 32, dtype))
+    assert_as_torch(
+        attend, q, heads(1, 2, 17, 32, dtype), heads(1, 2, 17, 32, dtype), heads(1, 2, 40, 32, dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -62,7 +67,29 @@ def test_blocks_of_keys_that_no_row_sees_are_not_read():
     for first, last in [(0, 0), (0, 1), (63, 64), (17, 240), (255, 256)]:
         number = torch.arange(256)[None, None, None]
         mask, far = (number >= first) & (number < last), (number < first - 16) | (number >= last + 16)
-        torch.testing.assert_close(fast(q, *[k.masked_fill(far.mT, torch.nan)] * 2, mask), grouped(q, k, k, mask))
+        torch.testing.assert_close(
+            fast(q, *[k.masked_fill(far.mT, torch.nan)] * 2, mask), grouped(q, k, k, mask)
+        )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_many_keys_are_shared_out_and_their_parts_put_together(dtype):
+    def attend(q, k, v, mask):
+        return [grouped(q, k, v), grouped(q, k, v, mask)]
+
+    mask = torch.rand(1, 1, 3, 700) < 0.2
+    mask[:, :, 0, 30:] = mask[:, :, 1] = False
+    q, k, v = heads(1, 4, 3, 80, dtype), heads(1, 2, 700, 80, dtype), heads(1, 2, 700, 80, dtype)
+    assert ops(assert_as_torch(attend, q, k, v, mask)) == ["attention", "attention_merge"] * 2
+
+
+def test_every_part_may_be_a_task_of_its_own():
+    q, k = heads(2, 8, 1, 64), heads(2, 2, 3000, 64)
+    for workers in (1, 3, 64):
+        fast = mkc.compile(lambda q, k: grouped(q, k, k), (q, k), target=machine(workers), fallback="error")
+        torch.testing.assert_close(fast(q, k), grouped(q, k, k))
+        tasks = fast.compilation.sections[0].tasks
+        assert sum(tasks.node_of(t).op == "attention" for t in range(len(tasks.tasks))) >= workers
 
 
 def test_not_a_number_stays_one():
@@ -80,7 +107,10 @@ def test_values_may_be_wider_or_narrower_than_keys_and_the_scale_is_free():
 
 def test_three_dimensions_and_broadcast_keys():
     def attend(q, k, three):
-        return [grouped(q, k.expand(3, 4, 9, 32), k.expand(3, 4, 9, 32)), F.scaled_dot_product_attention(three, three, three)]
+        return [
+            grouped(q, k.expand(3, 4, 9, 32), k.expand(3, 4, 9, 32)),
+            F.scaled_dot_product_attention(three, three, three),
+        ]
 
     fast = assert_as_torch(attend, heads(3, 4, 5, 32), heads(1, 1, 9, 32), torch.randn(2, 7, 32))
     assert ops(fast) == ["attention", "attention"]
@@ -94,7 +124,9 @@ def test_heads_are_read_from_a_projection_and_joined_again_without_copies():
 
         def forward(self, x):
             q, k, v = (t.unflatten(-1, (3, 32)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-            return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            return self.out(
+                F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            )
 
     with torch.no_grad():
         model, x = Block().eval(), torch.randn(2, 11, 96)
@@ -117,7 +149,9 @@ def test_keys_that_were_repeated_by_hand_are_read_where_they_were():
 def test_a_mask_made_by_comparing_positions_is_never_built():
     def attend(q, k, v, position):
         keys, rows = torch.arange(64) + 0, torch.arange(3) + position
-        return repeated(q, k, v, (keys[None, None, None, :] <= rows[None, None, :, None]).expand(1, -1, 3, 64))
+        return repeated(
+            q, k, v, (keys[None, None, None, :] <= rows[None, None, :, None]).expand(1, -1, 3, 64)
+        )
 
     q, k, v = heads(1, 4, 3, 32), heads(1, 2, 64, 32), heads(1, 2, 64, 32)
     for position in (0, 9, 61, 1000):
@@ -136,5 +170,9 @@ def test_heads_and_rows_are_shared_out_for_many_workers():
 
 
 def test_reference_of_attention_is_torchs():
-    k, mask = heads(2, 2, 33, 32), torch.rand(1, 1, 7, 33) < 0.3
-    assert_reference_agrees(lambda q, k, m: [grouped(q, k, k, m), grouped(q, k, k, is_causal=True)], heads(2, 4, 7, 32), k, mask)
+    def attend(q, k, mask, one, many):
+        few = [grouped(q, k, k, mask), grouped(q, k, k, is_causal=True)]
+        return [*few, grouped(one, many, many), grouped(one, many, many, many[:, :, None, :, 0] < 1)]
+
+    inputs = heads(2, 4, 7, 32), heads(2, 2, 33, 32), torch.rand(1, 1, 7, 33) < 0.3
+    assert_reference_agrees(attend, *inputs, heads(1, 2, 1, 32), heads(1, 1, 700, 32))

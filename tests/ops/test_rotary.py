@@ -29,7 +29,10 @@ def test_rows_are_turned_as_torch_turns_them(dtype, rows, depth):
 
     q, k = torch.randn(2, rows, 4, depth).to(dtype), torch.randn(2, rows, 2, depth).to(dtype)
     angles = torch.randn(2, rows, depth)
-    assert ops(assert_as_torch(turn, q, k, angles.cos().to(dtype), angles.sin().to(dtype))) == ["rotary", "rotary"]
+    assert ops(assert_as_torch(turn, q, k, angles.cos().to(dtype), angles.sin().to(dtype))) == [
+        "rotary",
+        "rotary",
+    ]
 
 
 @pytest.mark.parametrize(

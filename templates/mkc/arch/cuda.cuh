@@ -3,6 +3,7 @@
 
 #define MKC_DEVICE __device__ __forceinline__
 #define MKC_BODY __device__ __forceinline__
+#define MKC_NOINLINE __device__ __noinline__  // for what is seldom run
 #define MKC_UNROLL _Pragma("unroll")
 
 namespace mkc {
@@ -207,102 +208,6 @@ MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&su
   }
 }
 
-// ---- rows of keys and values, as attention reads them: a lane's strip of a row, in registers
-constexpr int kMaxTeams = 8;
-constexpr int kScratchFloats = 4096;
-MKC_DEVICE float* scratch() {  // memory that the teams of a worker share for the time of a task
-  __shared__ alignas(16) float memory[kScratchFloats];
-  return memory;
-}
-MKC_DEVICE bool team_any(bool value) { return __any_sync(0xFFFFFFFFu, value); }
-MKC_DEVICE float team_swap(float value, int bit) {  // with the lane whose number differs by this bit
-  return __shfl_xor_sync(0xFFFFFFFFu, value, bit);
-}
-
-struct Add {
-  MKC_DEVICE static float of(float a, float b) { return a + b; }
-};
-struct Highest {
-  MKC_DEVICE static float of(float a, float b) { return a < b ? b : a; }
-};
-constexpr int lanes_across(int runs) {  // the power of two that holds them, at most a team
-  int count = 1;
-  while (count < runs && count < kTeamLanes) count *= 2;
-  return count;
-}
-// Lanes beside each other take runs beside each other of one row, each `Run` elements at once; a team has rows in
-// `kSlots` slots. Rows of `Width` are spread as rows of `Widest` would be.
-template <class T, int Width, int Widest, int Run>
-struct Strip {
-  static constexpr int kLanes = lanes_across((Widest + Run - 1) / Run), kSlots = kTeamLanes / kLanes;
-  static constexpr int kTurns = (Width + kLanes * Run - 1) / (kLanes * Run), kHeld = kTurns * Run;
-  static constexpr int kDeep = 4;
-  struct alignas(sizeof(T) * Run) Elements {
-    T element[Run];
-  };
-  Elements run[kTurns];
-
-  MKC_DEVICE static int slot() { return team_lane() / kLanes; }
-  MKC_DEVICE static int index(int held) { return (held / Run * kLanes + team_lane() % kLanes) * Run + held % Run; }
-  template <class F>
-  MKC_DEVICE static void each(F f) {  // f(place in the strip, place in the row), which may lie past the row's end
-    MKC_UNROLL
-    for (int held = 0; held < kHeld; ++held) f(held, index(held));
-  }
-  template <class F>
-  MKC_DEVICE static void ahead(F f) {
-    MKC_UNROLL
-    for (int j = 0; j < kDeep; ++j) f(j);
-  }
-  MKC_DEVICE void read(const T* row, bool aligned) {
-    MKC_UNROLL
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int at = index(turn * Run);
-      run[turn] = Elements{};
-      if (at >= Width) continue;
-      if (aligned) {
-        run[turn] = *reinterpret_cast<const Elements*>(row + at);
-      } else {
-        MKC_UNROLL
-        for (int i = 0; i < Run; ++i) run[turn].element[i] = row[at + i];
-      }
-    }
-  }
-  MKC_DEVICE float at(int held) const { return widen(run[held / Run].element[held % Run]); }
-  // products[i, j] = x[i] rows[j]
-  template <int M>
-  MKC_DEVICE static void dots(const float (&x)[M][kHeld], const Strip (&rows)[kDeep], float (&products)[M][kDeep]) {
-    ahead([&](int j) {
-      MKC_UNROLL
-      for (int i = 0; i < M; ++i) {
-        float sum = 0.0f;
-        MKC_UNROLL
-        for (int held = 0; held < kHeld; ++held) sum += x[i][held] * rows[j].at(held);
-        MKC_UNROLL
-        for (int bit = 1; bit < kLanes; bit *= 2) sum += team_swap(sum, bit);
-        products[i][j] = sum;
-      }
-    });
-  }
-  template <class R>
-  MKC_DEVICE static float folded(const float (&values)[kDeep]) {
-    float all = values[0];
-    MKC_UNROLL
-    for (int j = 1; j < kDeep; ++j) all = R::of(all, values[j]);
-    return all;
-  }
-  // sum = sum * shrink + weight rows
-  template <int M>
-  MKC_DEVICE static void add(float (&sum)[M][kHeld], const float (&shrink)[M], const float (&weight)[M][kDeep], const Strip (&rows)[kDeep]) {
-    MKC_UNROLL
-    for (int i = 0; i < M; ++i) {
-      MKC_UNROLL
-      for (int held = 0; held < kHeld; ++held) {
-        sum[i][held] *= shrink[i];
-        ahead([&](int j) { sum[i][held] += weight[i][j] * rows[j].at(held); });
-      }
-    }
-  }
-};
-
 }  // namespace mkc
+
+#include <mkc/arch/cuda_strip.cuh>

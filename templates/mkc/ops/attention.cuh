@@ -1,5 +1,6 @@
 // out = softmax(scale q kT + mask) v: a few rows at a time meet the keys in blocks, and keep a running softmax.
-// What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees.
+// What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees. With several
+// parts, each takes every so manyth chunk of keys and leaves its sums, maximum and total for attention_merge.
 #pragma once
 
 #include <mkc/expr.cuh>
@@ -17,8 +18,14 @@ constexpr int common_divisor(long long a, long long b, Rest... rest) {
   return common_divisor(a, rest...);
 }
 
-template <class Scale, class Out, class Q, class K, class V, class... Limits>
-struct Attention {
+template <class... Views>
+constexpr int first_rank = 0;
+template <class First, class... Others>
+constexpr int first_rank<First, Others...> = First::kRank;
+
+// kRun elements are loaded at once. Rest: the limit if there is one, then the numbers of the parts if there are many.
+template <int kRun, class Scale, int kParts, int kChunk, class Out, class Q, class K, class V, class... Rest>
+struct AttentionBy {
   using T = typename K::Element;
   static constexpr int kHeads = Q::extent(1), kGroup = kHeads / K::extent(1);
   static constexpr int kDepth = Q::extent(3), kWidth = V::extent(3), kKeys = K::extent(2);
@@ -27,17 +34,19 @@ struct Attention {
   static constexpr int kRows = kLine < 4 ? kLine : 4;
   static constexpr bool kLeavesOne = kAcrossHeads || kLine % kRows == 1;  // a task may end with a single row
 
-  // elements that are loaded at once
-  static constexpr int kRun = common_divisor(16 / sizeof(T), kDepth, kWidth, K::step(0), K::step(1), K::step(2),
-                                             V::step(0), V::step(1), V::step(2));
   static constexpr int kWidest = kDepth > kWidth ? kDepth : kWidth;
-  using KeyStrip = Strip<T, kDepth, kWidest, kRun>;
-  using ValueStrip = Strip<T, kWidth, kWidest, kRun>;
-  static constexpr int kDeep = KeyStrip::kDeep;                       // keys that a lane looks at together
-  static constexpr int kSlots = KeyStrip::kSlots;                     // lanes that look at different keys
-  static constexpr int kBlock = kDeep * kSlots;                       // keys that a team looks at together
-  static constexpr int kPart = kWidth + 2;                            // floats of a row's softmax in scratch
-  static_assert(kPart <= kScratchFloats / kMaxTeams, "the values of a head are too wide for scratch memory");
+  static constexpr int kLeast = kRows == 1 ? 32 : 16, kAhead = kRows > 2 ? 4 : 8;  // as far as registers go
+  using KeyStrip = Strip<T, kDepth, kWidest, kRun, kLeast, kAhead>;
+  using ValueStrip = Strip<T, kWidth, kWidest, kRun, kLeast, kAhead>;
+  static constexpr int kDeep = KeyStrip::kDeep;    // keys that a lane looks at together
+  static constexpr int kSlots = KeyStrip::kSlots;  // lanes that look at different keys
+  static constexpr int kBlock = kDeep * kSlots;    // keys that a team looks at together
+  static constexpr int kBlocks = kBlock < kChunk ? kChunk / kBlock : 1;  // of a chunk
+  static constexpr bool kLimited = sizeof...(Rest) > (kParts > 1), kMasked = kLimited && first_rank<Rest...> == 4;
+  static constexpr int kEntry = kWidth + 2;  // floats of a row's softmax in scratch memory
+  static constexpr int kEntries = kScratchFloats / kMaxTeams / kEntry;  // of each team
+  static_assert(kEntries > 0, "the values of a head are too wide for scratch memory");
+  static_assert(kParts == 1 || kChunk % kBlock == 0, "a chunk holds whole blocks");
 
   struct Rows {  // `count` of them, one below the other along heads or along positions
     int batch, head, position, count;
@@ -55,14 +64,15 @@ struct Attention {
   Q q;
   K k;
   V v;
-  Each<Limits...> limits;
+  Each<Rest...> rest;
 
   // Teams take rows of their own when there are enough, else they share out the keys.
   MKC_DEVICE static void run(void* const* p, const Range* r) {
-    const Attention op{Out(p[0]), Q(p[1]), K(p[2]), V(p[3]), Each<Limits...>(p + 4)};
+    const AttentionBy op{Out(p[0]), Q(p[1]), K(p[2]), V(p[3]), Each<Rest...>(p + 4)};
     const int lines = (r[0].end - r[0].begin) * (kAcrossHeads ? 1 : r[1].end - r[1].begin);
     const int length = kAcrossHeads ? r[1].end - r[1].begin : r[2].end - r[2].begin;
-    const bool share = teams() > 1 && lines * ((length + kRows - 1) / kRows) < teams();
+    const bool share = lines * ((length + kRows - 1) / kRows) < teams();
+    const Range parts = kParts == 1 ? Range{0, 1} : r[3];
     int turn = 0;
     for (int batch = r[0].begin; batch < r[0].end; ++batch) {
       for (int head = r[1].begin, next; head < r[1].end; head = next) {
@@ -72,43 +82,58 @@ struct Attention {
           if (!share && turn++ % teams() != team()) continue;
           const int left = line.end - at, count = left < kRows ? left : kRows;
           const Rows rows{batch, kAcrossHeads ? at : head, kAcrossHeads ? r[2].begin : at, count};
-          if (kLeavesOne && count == 1) op.attend<kLeavesOne ? 1 : kRows>(rows, share);
-          else op.attend<kRows>(rows, share);
+          if (kLeavesOne && count == 1) op.attend<kLeavesOne ? 1 : kRows>(rows, parts, share);
+          else op.attend<kRows>(rows, parts, share);
         }
       }
     }
   }
 
   template <int M>
-  MKC_DEVICE void attend(const Rows& rows, bool share) const {
+  MKC_DEVICE void attend(const Rows& rows, Range parts, bool share) const {
     const Range keys = seen<M>(rows, share);
     float query[M][KeyStrip::kHeld];
-    Softmax<M> state;
     MKC_UNROLL
     for (int i = 0; i < M; ++i) {
-      state.top[i] = -kInf, state.total[i] = 0.0f;
-      ValueStrip::each([&](int held, int) { state.sum[i][held] = 0.0f; });
-      const auto* row = &q(rows.batch, rows.head_of(i), rows.position_of(i), 0);
-      KeyStrip::each([&](int held, int at) {
-        query[i][held] = at < kDepth ? float(load(row[at])) * static_cast<float>(Scale::of()) : 0.0f;
-      });
+      KeyStrip row;
+      const T* const from = &q(rows.batch, rows.head_of(i), rows.position_of(i), 0);
+      row.read(from, 0, 0, 1);
+      KeyStrip::each([&](int held, int) { query[i][held] = row.at(held) * static_cast<float>(Scale::of()); });
     }
+    for (int part = parts.begin; part < parts.end; ++part) {
+      Softmax<M> state;
+      MKC_UNROLL
+      for (int i = 0; i < M; ++i) {
+        state.top[i] = -kInf, state.total[i] = 0.0f;
+        ValueStrip::each([&](int held, int) { state.sum[i][held] = 0.0f; });
+      }
+      pass<M>(rows, query, keys, part, share, state);
+      join_slots<M>(state);
+      if (kMaxTeams > 1 && share) join_teams<M>(rows, part, state);
+      else store_rows<M>(rows, part, state);
+    }
+  }
+  // The team's share of a part's blocks, in order.
+  template <int M>
+  MKC_DEVICE void pass(const Rows& rows, const float (&query)[M][KeyStrip::kHeld], Range keys, int part, bool share,
+                       Softmax<M>& state) const {
     const int kv_head = rows.head / kGroup;
     const T* const key = &k(rows.batch, kv_head, 0, 0);
     const T* const value = &v(rows.batch, kv_head, 0, 0);
-    const bool aligned = (reinterpret_cast<uint64>(key) | reinterpret_cast<uint64>(value)) % (kRun * sizeof(T)) == 0;
-    const int step = kBlock * (share ? teams() : 1);
-    for (int block = keys.begin + kBlock * (share ? team() : 0); block < keys.end; block += step)
-      look<M>(rows, query, key, value, aligned, {block, keys.end}, state);
-    join_slots<M>(state);
-    if (share) join_teams<M>(rows, state);
-    else store_rows<M>(rows, state);
+    const int chunks = keys.begin / kChunk;  // that nobody needs
+    const int first = kParts > 1 && chunks > part ? (chunks - part + kParts - 1) / kParts * kBlocks : 0;
+    for (int block = first + (share ? team() : 0);; block += share ? teams() : 1) {
+      const int at = kParts > 1 ? (block / kBlocks * kParts + part) * kChunk + block % kBlocks * kBlock
+                                : keys.begin + block * kBlock;
+      if (at >= keys.end) return;
+      look<M>(rows, query, key, value, {at, keys.end}, state);
+    }
   }
 
   // One block of keys: scores, a new maximum, and the sums brought to it.
   template <int M>
   MKC_DEVICE void look(const Rows& rows, const float (&query)[M][KeyStrip::kHeld], const T* key, const T* value,
-                       bool aligned, Range keys, Softmax<M>& state) const {
+                       Range keys, Softmax<M>& state) const {
     float weight[M][kDeep], shrink[M];  // weights are scores first
     bool any = false;
     KeyStrip::ahead([&](int j) {
@@ -119,13 +144,13 @@ struct Attention {
         any |= weight[i][j] != -kInf;
       }
     });
-    if (sizeof...(Limits) > 0 && !team_any(any)) return;
+    if (kMasked && !team_any(any)) return;
     KeyStrip key_strip[kDeep];
     ValueStrip value_strip[kDeep];
     KeyStrip::ahead([&](int j) {
-      const int wanted = keys.begin + j * kSlots + KeyStrip::slot(), at = wanted < keys.end ? wanted : keys.end - 1;
-      key_strip[j].read(key + at * K::step(2), aligned);
-      value_strip[j].read(value + at * V::step(2), aligned);
+      const int at = keys.begin + j * kSlots + KeyStrip::slot();
+      key_strip[j].read(key, K::step(2), at, keys.end);
+      value_strip[j].read(value, V::step(2), at, keys.end);
     });
     float scores[M][kDeep];
     KeyStrip::template dots<M>(query, key_strip, scores);
@@ -134,8 +159,8 @@ struct Attention {
       KeyStrip::ahead([&](int j) { weight[i][j] = weight[i][j] == -kInf ? -kInf : weight[i][j] + scores[i][j]; });
       const float highest = KeyStrip::template folded<Highest>(weight[i]);
       const float top = state.top[i] < highest ? highest : state.top[i], base = top == -kInf ? 0.0f : top;
-      KeyStrip::ahead([&](int j) { weight[i][j] = mkc::exp(weight[i][j] - base); });
-      shrink[i] = mkc::exp(state.top[i] - base);
+      KeyStrip::ahead([&](int j) { weight[i][j] = exp_below(weight[i][j] - base); });
+      shrink[i] = exp_below(state.top[i] - base);
       state.total[i] = state.total[i] * shrink[i] + KeyStrip::template folded<Add>(weight[i]);
       state.top[i] = top;
     }
@@ -146,13 +171,14 @@ struct Attention {
 
   // what is added to the score of a key: -inf when the row does not see it
   MKC_DEVICE float limits_of(const Rows& rows, int i, int key) const {
-    if constexpr (sizeof...(Limits) == 0) return 0.0f;
-    else return limit_of(limits.first, rows, i, key);
+    if constexpr (!kLimited) return 0.0f;
+    else return limit_of(rest.first, rows, i, key);
   }
   template <class Limit>
   MKC_DEVICE static float limit_of(const Limit& limit, const Rows& rows, int i, int key) {
-    if constexpr (Limit::kRank == 3) return key <= limit(rows.batch, rows.head_of(i), rows.position_of(i)) ? 0.0f : -kInf;
-    else return penalty(load(limit(rows.batch, rows.head_of(i), rows.position_of(i), key)));
+    const int head = rows.head_of(i), position = rows.position_of(i);
+    if constexpr (Limit::kRank == 3) return penalty(key <= limit(rows.batch, head, position));
+    else return penalty(load(limit(rows.batch, head, position, key)));
   }
   MKC_DEVICE static float penalty(bool sees) { return sees ? 0.0f : -kInf; }
   MKC_DEVICE static float penalty(float added) { return added; }
@@ -160,13 +186,14 @@ struct Attention {
   // An interval that holds every key that some row sees, so that time goes with the keys in use, not with capacity.
   template <int M>
   MKC_DEVICE Range seen(const Rows& rows, bool share) const {
-    if constexpr (sizeof...(Limits) == 0) return {0, kKeys};
-    else return interval<M>(limits.first, rows, share);
+    if constexpr (!kLimited) return {0, kKeys};
+    else return interval<M>(rest.first, rows, share);
   }
   template <int M, class Limit>
   MKC_DEVICE static Range interval(const Limit& limit, const Rows& rows, bool share) {
     if constexpr (Limit::kRank == 3) {
       int64 end = 0;
+      MKC_UNROLL
       for (int i = 0; i < M; ++i) {
         const int64 last = limit(rows.batch, rows.head_of(i), rows.position_of(i));
         end = last < end ? end : last + 1;
@@ -223,7 +250,7 @@ struct Attention {
       for (int i = 0; i < M; ++i) {
         const float other = team_swap(state.top[i], width), top = state.top[i] < other ? other : state.top[i];
         const float base = top == -kInf ? 0.0f : top;
-        const float mine = mkc::exp(state.top[i] - base), theirs = mkc::exp(other - base);
+        const float mine = exp_below(state.top[i] - base), theirs = exp_below(other - base);
         state.top[i] = top;
         state.total[i] = state.total[i] * mine + team_swap(state.total[i], width) * theirs;
         ValueStrip::each([&](int held, int) {
@@ -232,50 +259,91 @@ struct Attention {
       }
     }
   }
-  // a row's output; one that saw no key is zero
-  MKC_DEVICE static float normalised(float sum, float total) { return total == 0.0f ? 0.0f : sum / total; }
+  // where the results of a row go
+  MKC_DEVICE auto* row_of(const Rows& rows, int i, int part) const {
+    if constexpr (kParts == 1) return &out(rows.batch, rows.head_of(i), rows.position_of(i), 0);
+    else return &out(rows.batch, rows.head_of(i), rows.position_of(i), part, 0);
+  }
+  // a row that saw no key is zero
+  template <class Row>
+  MKC_DEVICE static void put(Row* row, int at, float sum, float total) {
+    if constexpr (kParts == 1) store(row[at * Out::step(3)], total == 0.0f ? 0.0f : sum / total);
+    else row[at] = sum;
+  }
+  template <class Row>
+  MKC_DEVICE static void put_weight(Row* row, float top, float total) {
+    if constexpr (kParts > 1) row[kWidth] = top, row[kWidth + 1] = total;
+  }
 
   template <int M>
-  MKC_DEVICE void store_rows(const Rows& rows, const Softmax<M>& state) const {
+  MKC_DEVICE void store_rows(const Rows& rows, int part, const Softmax<M>& state) const {
     if (KeyStrip::slot() != 0) return;
     MKC_UNROLL
     for (int i = 0; i < M; ++i) {
-      auto* const row = &out(rows.batch, rows.head_of(i), rows.position_of(i), 0);
+      auto* const row = row_of(rows, i, part);
       ValueStrip::each([&](int held, int at) {
-        if (at < kWidth) store(row[at * Out::step(3)], normalised(state.sum[i][held], state.total[i]));
+        if (at < kWidth) put(row, at, state.sum[i][held], state.total[i]);
       });
+      if (team_leader()) put_weight(row, state.top[i], state.total[i]);
     }
   }
-  // Teams leave a row at a time in scratch memory, and together put it in order.
+  // Teams leave some rows at a time in scratch memory, and together put them in order.
   template <int M>
-  MKC_DEVICE void join_teams(const Rows& rows, const Softmax<M>& state) const {
+  MKC_DEVICE void join_teams(const Rows& rows, int part, const Softmax<M>& state) const {
+    constexpr int kTogether = kEntries < M ? kEntries : M, kStep = kTogether * kEntry;
     MKC_UNROLL
-    for (int i = 0; i < M; ++i) {
-      float* const part = scratch() + team() * kPart;
+    for (int first = 0; first < M; first += kTogether) {
       if (KeyStrip::slot() == 0) {
-        part[0] = state.top[i], part[1] = state.total[i];
-        ValueStrip::each([&](int held, int at) {
-          if (at < kWidth) part[2 + at] = state.sum[i][held];
-        });
+        MKC_UNROLL
+        for (int n = 0; n < kTogether; ++n) {
+          const int i = first + n < M ? first + n : M - 1;
+          float* const entry = scratch() + team() * kStep + n * kEntry;
+          entry[kWidth] = state.top[i], entry[kWidth + 1] = state.total[i];
+          ValueStrip::each([&](int held, int at) {
+            if (at < kWidth) entry[at] = state.sum[i][held];
+          });
+        }
       }
       sync();
-      auto* const row = &out(rows.batch, rows.head_of(i), rows.position_of(i), 0);
-      for_lanes(0, kWidth, [&](int at) { store(row[at * Out::step(3)], joined_at(at)); });
+      const int left = rows.count - first, count = left < kTogether ? left : kTogether;
+      for_lanes(0, count * kWidth, [&](int n) {
+        const int i = n / kWidth, at = n % kWidth;
+        const float* const entries = scratch() + i * kEntry;
+        float top = -kInf, total = 0.0f, sum = 0.0f;
+        MKC_UNROLL
+        for (int t = 0; t < kMaxTeams; ++t) top = t < teams() ? Highest::of(top, entries[t * kStep + kWidth]) : top;
+        const float base = top == -kInf ? 0.0f : top;
+        MKC_UNROLL
+        for (int t = 0; t < kMaxTeams; ++t) {
+          if (t >= teams()) continue;
+          const float weight = exp_below(entries[t * kStep + kWidth] - base);
+          total += entries[t * kStep + kWidth + 1] * weight;
+          sum += entries[t * kStep + at] * weight;
+        }
+        auto* const row = row_of(rows, first + i, part);
+        put(row, at, sum, total);
+        if (at == 0) put_weight(row, top, total);
+      });
       sync();
     }
   }
-  MKC_DEVICE static float joined_at(int at) {
-    const float* const parts = scratch();
-    float top = -kInf, total = 0.0f, sum = 0.0f;
-    for (int t = 0; t < teams(); ++t) top = top < parts[t * kPart] ? parts[t * kPart] : top;
-    const float base = top == -kInf ? 0.0f : top;
-    for (int t = 0; t < teams(); ++t) {
-      const float weight = mkc::exp(parts[t * kPart] - base);
-      total += parts[t * kPart + 1] * weight;
-      sum += parts[t * kPart + 2 + at] * weight;
-    }
-    return normalised(sum, total);
+};
+
+template <class Scale, int kParts, int kChunk, class Out, class Q, class K, class V, class... Rest>
+struct Attention {
+  using T = typename K::Element;
+  static constexpr int kMost = kBytesAtOnce < sizeof(T) ? 1 : kBytesAtOnce / sizeof(T);
+  static constexpr int kRun = common_divisor(kMost, K::extent(3), V::extent(3), Q::step(0), Q::step(1), Q::step(2),
+                                             K::step(0), K::step(1), K::step(2), V::step(0), V::step(1), V::step(2));
+  template <int kAtOnce>
+  using By = AttentionBy<kAtOnce, Scale, kParts, kChunk, Out, Q, K, V, Rest...>;
+
+  MKC_DEVICE static void run(void* const* p, const Range* r) {
+    const auto aligned = [=](int n) { return reinterpret_cast<uint64>(p[n]) % (kRun * sizeof(T)) == 0; };
+    if (kRun == 1 || (aligned(1) && aligned(2) && aligned(3))) By<kRun>::run(p, r);
+    else unaligned(p, r);
   }
+  MKC_NOINLINE static void unaligned(void* const* p, const Range* r) { By<1>::run(p, r); }
 };
 
 }  // namespace mkc::ops

@@ -1,0 +1,136 @@
+// Rows of keys and values, as attention reads them on the host: a lane takes whole rows and leaves them where they lie.
+#pragma once
+
+namespace mkc {
+
+constexpr int kBytesAtOnce = 1;
+constexpr int kMaxTeams = 1;
+constexpr int kScratchFloats = 1024;
+MKC_DEVICE float* scratch() {  // memory that the teams of a worker share for the time of a task
+  static thread_local float memory[kScratchFloats];
+  return memory;
+}
+MKC_DEVICE bool team_any(bool value) { return value; }
+MKC_DEVICE float team_swap(float value, int) { return value; }  // with the lane whose number differs by this bit
+
+// sixteen values in a register, or in as many as this machine needs
+using Pack = float __attribute__((vector_size(64)));
+using LoosePack = float __attribute__((vector_size(64), aligned(4), may_alias));
+using LooseWords = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
+using WideWords = uint32 __attribute__((vector_size(64)));
+constexpr int kPack = 16;
+MKC_DEVICE Pack pack(const float* p) { return *reinterpret_cast<const LoosePack*>(p); }
+MKC_DEVICE WideWords wide_words(const void* p) {
+  return __builtin_convertvector(*static_cast<const LooseWords*>(p), WideWords);
+}
+MKC_DEVICE Pack pack(const bf16* p) { return reinterpret_cast<Pack>(wide_words(p) << 16); }
+MKC_DEVICE Pack pack(const f16* p) {  // not by the compiler's own conversion, which takes one element at a time
+  const WideWords bits = wide_words(p), magnitude = (bits & 0x7FFF) << 13;
+  const WideWords finite = reinterpret_cast<WideWords>(reinterpret_cast<Pack>(magnitude) * 0x1p112f);
+  const WideWords all = magnitude < (0x7C00u << 13) ? finite : magnitude | 0x7F800000;
+  return reinterpret_cast<Pack>(all | (bits & 0x8000) << 16);
+}
+MKC_DEVICE void unpack(Pack values, float* p) { *reinterpret_cast<LoosePack*>(p) = values; }
+
+MKC_DEVICE float exp_below(float x) { return exp(x); }  // of what is not positive
+
+struct Add {
+  template <class T>
+  MKC_DEVICE static T of(T a, T b) {
+    return a + b;
+  }
+};
+struct Highest {
+  template <class T>
+  MKC_DEVICE static T of(T a, T b) {
+    return a < b ? b : a;
+  }
+};
+// four folds at once, in a fixed order; the results lie in elements 0, 4, 8 and 12
+template <class R>
+MKC_DEVICE Pack fold_four(Pack a, Pack b, Pack c, Pack d) {
+  const Pack ab = R::of(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
+  const Pack cd = R::of(__builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+                        __builtin_shufflevector(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
+  Pack all = R::of(__builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
+                   __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+  all = R::of(all, __builtin_shufflevector(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  return R::of(all, __builtin_shufflevector(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+}
+
+template <class T, int Width, int Widest, int Run, int Least, int Ahead>
+struct Strip {
+  static constexpr int kSlots = 1, kDeep = kPack, kHeld = Width, kPacked = Width / kPack * kPack;
+  const T* row;
+
+  MKC_DEVICE static int slot() { return 0; }
+  template <class F>
+  MKC_DEVICE static void each(F f) {  // f(place in the strip, place in the row)
+#pragma GCC ivdep
+    for (int i = 0; i < Width; ++i) f(i, i);
+  }
+  template <class F>
+  MKC_DEVICE static void ahead(F f) {  // f(number of a row in hand)
+#pragma GCC ivdep
+    for (int j = 0; j < kDeep; ++j) f(j);
+  }
+  // row `number` of `count`, or any row of them
+  MKC_DEVICE void read(const T* first, long long step, int number, int count) {
+    row = first + (number < count ? number : count - 1) * step;
+  }
+  MKC_DEVICE float at(int held) const { return widen(row[held]); }
+
+  // products[i, j] = x[i] rows[j]
+  template <int M>
+  MKC_DEVICE static void dots(const float (&x)[M][kHeld], const Strip (&rows)[kDeep], float (&products)[M][kDeep]) {
+    constexpr int kTile = M == 1 ? 4 : 1;  // rows that are folded together
+    for (int j = 0; j < kDeep; j += kTile) {
+      Pack sums[4] = {};
+      for (int k = 0; k < kPacked; k += kPack)
+        for (int n = 0; n < M * kTile; ++n) sums[n] += pack(&x[n / kTile][k]) * pack(rows[j + n % kTile].row + k);
+      const Pack folded = fold_four<Add>(sums[0], sums[1], sums[2], sums[3]);
+      for (int n = 0; n < M * kTile; ++n) {
+        float rest = folded[4 * n];
+        for (int k = kPacked; k < Width; ++k) rest += x[n / kTile][k] * float(widen(rows[j + n % kTile].row[k]));
+        products[n / kTile][j + n % kTile] = rest;
+      }
+    }
+  }
+  template <class R>
+  MKC_DEVICE static float folded(const float (&values)[kDeep]) {
+    const Pack all = pack(values);
+    return fold_four<R>(all, all, all, all)[0];
+  }
+  // sum = sum * shrink + weight rows
+  template <int M>
+  MKC_DEVICE static void add(float (&sum)[M][kHeld], const float (&shrink)[M], const float (&weight)[M][kDeep],
+                             const Strip (&rows)[kDeep]) {
+    int column = 0;
+    for (; column + 2 * kPack <= Width; column += 2 * kPack) add_packs<2>(sum, shrink, weight, rows, column);
+    for (; column + kPack <= Width; column += kPack) add_packs<1>(sum, shrink, weight, rows, column);
+    for (; column < Width; ++column) {
+      for (int i = 0; i < M; ++i) {
+        sum[i][column] *= shrink[i];
+        for (int j = 0; j < kDeep; ++j) sum[i][column] += weight[i][j] * float(widen(rows[j].row[column]));
+      }
+    }
+  }
+  template <int C, int M>
+  MKC_DEVICE static void add_packs(float (&sum)[M][kHeld], const float (&shrink)[M], const float (&weight)[M][kDeep],
+                                   const Strip (&rows)[kDeep], int column) {
+    Pack sums[M][C];
+    for (int i = 0; i < M; ++i)
+      for (int c = 0; c < C; ++c) sums[i][c] = pack(&sum[i][column + c * kPack]) * shrink[i];
+    for (int j = 0; j < kDeep; ++j) {
+      for (int c = 0; c < C; ++c) {
+        const Pack values = pack(rows[j].row + column + c * kPack);
+        for (int i = 0; i < M; ++i) sums[i][c] += values * weight[i][j];
+      }
+    }
+    for (int i = 0; i < M; ++i)
+      for (int c = 0; c < C; ++c) unpack(sums[i][c], &sum[i][column + c * kPack]);
+  }
+};
+
+}  // namespace mkc
