@@ -35,7 +35,7 @@ struct AttentionBy {
   static constexpr bool kLeavesOne = kAcrossHeads || kLine % kRows == 1;  // a task may end with a single row
 
   static constexpr int kWidest = kDepth > kWidth ? kDepth : kWidth;
-  static constexpr int kLeast = kRows == 1 ? 32 : 16, kAhead = kRows > 2 ? 4 : 8;  // as far as registers go
+  static constexpr int kLeast = kRows == 1 ? 32 : 8, kAhead = kRows > 2 ? 2 : 4;  // as far as registers go
   using KeyStrip = Strip<T, kDepth, kWidest, kRun, kLeast, kAhead>;
   using ValueStrip = Strip<T, kWidth, kWidest, kRun, kLeast, kAhead>;
   static constexpr int kDeep = KeyStrip::kDeep;    // keys that a lane looks at together
