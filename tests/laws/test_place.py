@@ -1,0 +1,57 @@
+"""place: storages that are alive together never share a byte, and the arena holds them all."""
+
+from itertools import combinations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mkc.ir.dtype import DType
+from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
+from mkc.ir.layout import contiguous
+from mkc.passes.place import ALIGNMENT, arena_bytes, place
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Nodes that write arena tensors of many sizes at random, and read those that were written."""
+    sizes = draw(st.lists(st.integers(1, 3000), min_size=1, max_size=8))
+    tensors = [Tensor(DType.U8, contiguous((n,)), Storage(f"t{i}", n, Kind.ARENA)) for i, n in enumerate(sizes)]
+    nodes: list[Node] = []
+    for number in range(draw(st.integers(1, 10))):
+        written = list(dict.fromkeys(t for node in nodes for t in node.outputs))
+        reads = draw(st.lists(st.sampled_from(written), max_size=3)) if written else []
+        writes = draw(st.lists(st.sampled_from(tensors), min_size=1, max_size=2, unique=True))
+        nodes.append(Node(f"n{number}", "fake", tuple(reads), tuple(writes)))
+    return Graph(tuple(nodes), (), ())
+
+
+def lives(graph: Graph) -> dict[Storage, tuple[int, int]]:
+    touched: dict[Storage, list[int]] = {}
+    for number, node in enumerate(graph.nodes):
+        for tensor in (*node.inputs, *node.outputs):
+            touched.setdefault(tensor.storage, []).append(number)
+    return {storage: (min(at), max(at)) for storage, at in touched.items()}
+
+
+@given(graphs())
+def test_storages_that_live_together_lie_apart(graph: Graph) -> None:
+    alive = lives(place(graph))
+    for (a, (born, dies)), (b, (begins, ends)) in combinations(alive.items(), 2):
+        apart = a.base + a.nbytes <= b.base or b.base + b.nbytes <= a.base
+        assert apart or dies < begins or ends < born
+
+
+@given(graphs())
+def test_placing_moves_storages_and_changes_nothing_else(graph: Graph) -> None:
+    placed = place(graph)
+    for before, after in zip(graph.nodes, placed.nodes, strict=True):
+        for old, new in zip((*before.inputs, *before.outputs), (*after.inputs, *after.outputs), strict=True):
+            assert (old.layout, old.storage.name, old.storage.nbytes) == (new.layout, new.storage.name, new.storage.nbytes)
+            assert new.storage.base % ALIGNMENT == 0
+            assert new.storage.base + new.storage.nbytes <= arena_bytes(placed)
+
+
+@given(graphs())
+def test_the_arena_is_no_larger_than_all_storages_side_by_side(graph: Graph) -> None:
+    placed = place(graph)
+    assert arena_bytes(placed) <= sum(-(-s.nbytes // ALIGNMENT) * ALIGNMENT for s in lives(placed))
