@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mkc import config
@@ -52,9 +53,7 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, payload: bytes) -> None:
     """A file appears whole or not at all. A full disk costs the cache entry, not the compilation."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
-        os.replace(file.name, path)
-    except OSError:
-        return
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
+        made.write_bytes(_MAGIC + hashlib.sha256(payload).digest() + payload)
+        os.replace(made, path)

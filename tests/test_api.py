@@ -292,3 +292,10 @@ def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) ->
             mkc.compile(lambda t: t.exp() * 5.25, x)
     else:
         same(mkc.compile(lambda t: t.exp() * 5.25, x)(x), x.exp() * 5.25)
+
+
+def test_a_model_that_was_not_planned_to_loop_is_not_repeated() -> None:
+    x = torch.randn(3)
+    fast = mkc.compile(lambda t: t * 2, x)
+    with pytest.raises(mkc.InputError, match="more than one step"):
+        fast._latest((x,), steps=[2])

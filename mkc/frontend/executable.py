@@ -59,15 +59,23 @@ class Executable:
         """Run once with time stamps; an array of STAMP."""
         with self._lock, torch.no_grad():
             bound = _Binding(self, leaves)
-            stamps = self.kernel.trace(bound.addresses, steps or [1] * len(self.raised))
+            counts = steps or [1] * len(self.raised)
+            self._refuse_repeats(counts)
+            stamps = self.kernel.trace(bound.addresses, counts)
             bound.results()
             return stamps
 
     def _launch(self, bound: "_Binding", steps: Sequence[int] | None) -> None:
         counts = steps or [1] * len(self.raised)
+        self._refuse_repeats(counts)
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
         self.kernel.launch(bound.addresses, counts, stream)
         self.launches += 1
+
+    def _refuse_repeats(self, counts: Sequence[int]) -> None:
+        for raised, count in zip(self.raised, counts, strict=True):
+            if count > 1 and not raised.graph.loops:
+                raise InputError(f"{raised.graph.name} was not planned to run more than one step, and {count} were asked for")
 
     def _fixed_address(self, slot: Slot) -> int | torch.Tensor | None:
         """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""

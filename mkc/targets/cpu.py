@@ -51,7 +51,7 @@ class CpuKernel:
         self.program = program
         self.source = source
         self._lock = threading.Lock()
-        self._worker = _load(source.text, tracing=False).mkc_worker
+        self._worker = _load(source.text, _flags(tracing=False)).mkc_worker
         self._counters = np.zeros((program.num_counters, EVENT_STRIDE), np.uint32)
         self._progress = np.zeros(program.num_workers + 1, np.uint32)
         self._report = np.zeros(1, REPORT)
@@ -63,7 +63,7 @@ class CpuKernel:
         self._run(self._worker, addresses, steps, None)
 
     def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:
-        worker = _load(self.source.text, tracing=True).mkc_worker
+        worker = _load(self.source.text, _flags(tracing=True)).mkc_worker
         stamps = np.zeros(_executions(self.program, steps), STAMP)
         self._run(worker, addresses, steps, stamps)
         return stamps[: int(self._progress[-1])]
@@ -155,10 +155,13 @@ def _headers() -> str:
     return "".join(path.read_text() for path in sorted(TEMPLATES.rglob("*.cuh")))
 
 
+def _flags(tracing: bool) -> tuple[str, ...]:
+    return (*(DEBUG_FLAGS if config.debug() else FLAGS), f"-DMKC_TRACE={str(tracing).lower()}")
+
+
 @cache
-def _load(text: str, tracing: bool) -> ctypes.CDLL:
-    flags = DEBUG_FLAGS if config.debug() else FLAGS
-    return _open(build(text, (*flags, f"-DMKC_TRACE={str(tracing).lower()}")))
+def _load(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    return _open(build(text, flags))
 
 
 @cache

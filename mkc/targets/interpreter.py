@@ -122,6 +122,8 @@ class _Launch:
 
     def shared_queue(self, number: int, section: int) -> Blocking:
         first, count = (int(self.program.sections[section][key]) for key in ("first_queue", "num_tasks"))
+        if not count:
+            return
         begin, ticket = int(self.program.bounds[first]), self.program.num_events + 2 * section
         step = 0
         is_open = yield from self.permitted(number, section, step)

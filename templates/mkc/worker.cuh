@@ -114,6 +114,7 @@ struct Worker {
   // Tickets are drawn in an order that respects every dependency, so the oldest unfinished task can always run.
   MKC_DEVICE bool shared_queue() {
     const Section& s = l.sections[section];
+    if (s.num_tasks == 0) return true;
     const uint32 begin = l.bounds[s.first_queue];
     bool open = broadcast(lane() == 0 && permitted());
     while (open) {
