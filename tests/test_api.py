@@ -299,3 +299,10 @@ def test_a_model_that_was_not_planned_to_loop_is_not_repeated() -> None:
     fast = mkc.compile(lambda t: t * 2, x)
     with pytest.raises(mkc.InputError, match="more than one step"):
         fast._latest((x,), steps=[2])
+
+
+def test_the_task_graph_can_be_analysed_with_networkx() -> None:
+    fast = mkc.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(2, 8))
+    graph = fast.to_networkx()
+    assert len(graph) == len(fast.tasks.tasks.tasks)
+    assert list(graph.edges) == [(0, 1)]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -16,6 +17,7 @@ from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.partition import Fallback, Segmented
 from mkc.frontend.trace import trace
+from mkc.inspect.taskgraph import to_networkx
 from mkc.inspect.why import why
 from mkc.ir.graph import Graph
 from mkc.ir.program import Words
@@ -196,6 +198,10 @@ class Compiled:
     def source(self) -> str:
         """One complete page of CUDA or C++ that compiles on its own."""
         return self.compilation.source.complete
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The tasks and their edges, for analysis: critical paths, cuts, pictures."""
+        return to_networkx(self._lowering)
 
     def why(self, task: int | str) -> str:
         """What a task, by number or name, waits for, and which bytes are the reason."""

@@ -148,7 +148,8 @@ def test_keys_that_were_repeated_by_hand_are_read_where_they_were():
 
 def test_a_mask_made_by_comparing_positions_is_never_built():
     def attend(q, k, v, position):
-        keys, rows = torch.arange(64) + 0, torch.arange(3) + position
+        keys = torch.arange(64, device=q.device) + 0
+        rows = torch.arange(3, device=q.device) + position
         return repeated(
             q, k, v, (keys[None, None, None, :] <= rows[None, None, :, None]).expand(1, -1, 3, 64)
         )
