@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from mkc import config, targets
 from mkc.compiler import Compilation
 from mkc.errors import InputError, ModelError
 from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
-from mkc.frontend.module import options
+from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
-from mkc.ir.target import Target
 
 
 class CausalLM:
@@ -35,13 +33,9 @@ class CausalLM:
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length)
-        wanted = chosen.target or config.target_name()
-        if not isinstance(wanted, Target):
-            if wanted not in (None, model.device.type):
-                raise InputError(f"target {wanted!r} cannot run a model that is on {model.device}; move it or drop the target")
-            wanted = targets.named(model.device.type, model.device.index, chosen.workers or config.workers())
+        target = target_for(chosen, model.device)
         sections = raise_sections(model, self.state, self.stops, self.chunk)
-        self._executable = Executable(sections, wanted, model.device, chosen.policy)
+        self._executable = Executable(sections, target, model.device, chosen.policy)
         self._executable.build()
 
     @staticmethod

@@ -56,6 +56,16 @@ def options(**given: Any) -> Options:
     return Options(**given)
 
 
+def target_for(chosen: Options, device: torch.device) -> Target:
+    """The target asked for, or that of the tensors' device. Raises InputError when it cannot run on that device."""
+    wanted = chosen.target or config.target_name()
+    if isinstance(wanted, Target):
+        return wanted
+    if wanted is not None and wanted != device.type:
+        raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
+    return targets.named(device.type, device.index, chosen.workers or config.workers())
+
+
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     if value not in allowed:
         raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
@@ -120,7 +130,7 @@ class Compiled:
                 "pad the inputs to fewer shapes"
             )
         device = self._device(leaves)
-        target = self._target(device)
+        target = target_for(self.options, device)
         traced = trace(self.model, args, kwargs)
         try:
             made: Executable | Segmented = Executable([convert(traced, self._name())], target, device, self.options.policy)
@@ -148,14 +158,6 @@ class Compiled:
         if tensor.device.type not in ("cpu", "cuda"):
             raise InputError(f"{first} is on {tensor.device}; mkc runs on cpu and cuda")
         return tensor.device
-
-    def _target(self, device: torch.device) -> Target:
-        wanted = self.options.target or config.target_name()
-        if isinstance(wanted, Target):
-            return wanted
-        if wanted is not None and wanted != device.type:
-            raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
-        return targets.named(device.type, device.index, self.options.workers or config.workers())
 
     def _mismatch(self, key: Key) -> str:
         (expected,) = self._known

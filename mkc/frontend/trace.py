@@ -144,7 +144,7 @@ def _is_plain(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """A composition of torch's own modules, called with tensors.
 
     A symbolic value is no tensor, so a forward that asks what it holds (`isinstance`, `type`, `hasattr`, a shape) could
-    silently take another branch. Torch's modules are known not to; anybody else's code is for torch.export.
+    silently take another branch. Torch's modules are trusted not to; anybody else's code is for torch.export.
     """
     own = all(type(m).__module__.startswith("torch.nn.modules.") for m in module.modules())
     return own and all(isinstance(a, torch.Tensor) for a in args)
