@@ -35,3 +35,7 @@ class PlanError(MkcError):
 
 class MegakernelHang(MkcError, TimeoutError):  # noqa: N818  (the name of the event, as in the design)
     """A wait passed its deadline. The message names the waiting task and the producers that are missing."""
+
+
+class RangeError(MkcError, ArithmeticError):
+    """A value inside the kernel was not finite, or too large to be handed from worker to worker."""

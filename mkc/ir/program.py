@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mkc.ir.graph import Kind, Storage
+from mkc.ir.graph import Kind, Storage, Tensor
 
 MAX_AXES = 6
 MAX_SECTIONS = 4
+MAX_OPERANDS = 16  # of a task of a streaming program
 EVENT_STRIDE = 16  # uint32 words from one counter to the next
 
 TASK = np.dtype(
@@ -33,17 +34,20 @@ SECTION = np.dtype(
     ]
 )
 OPERAND = np.dtype([("slot", "<u4"), ("offset", "<u8")])
+ENTRY = np.dtype([("task", TASK), ("operands", "<u8", (MAX_OPERANDS,))])
+STREAM = np.dtype([("offset", "<u8"), ("slots", "<u4"), ("body", "<u4")])
 REPORT = np.dtype([(f, "<u4") for f in "failed worker section step task event have need".split()])
 STAMP = np.dtype([("worker", "<u4"), ("task", "<u4"), ("taken", "<u8"), ("ready", "<u8"), ("done", "<u8")])
 LAUNCH = np.dtype(
     [
         *((name, "<u8") for name in "tasks waits operands sections bounds queue counters progress report stamps".split()),
         ("deadline_ns", "<u8"),
+        *((name, "<u8") for name in "entries streams stream_bounds packed uses".split()),
         ("num_workers", "<u4"),
         ("num_sections", "<u4"),
         ("num_events", "<u4"),
         ("steps", "<u4", (MAX_SECTIONS,)),
-        ("padding", "<u4"),
+        *((name, "<u4") for name in "window pace delay".split()),
     ]
 )
 Words = NDArray[Any]
@@ -75,6 +79,33 @@ class Body:
     example: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """How the weights of one node lie in packed memory: cut into tiles of 8 rows, and the tiles shared out.
+
+    `fragments` is the depth of a tile for each compute warp, in units of 8 rows by 32; `gated` alternates 4 rows of the
+    first weight with 4 of the second. Each share is (first tile, tiles, offset in bytes).
+    """
+
+    weights: tuple[Tensor, ...]  # [N, K] each
+    gated: bool
+    fragments: int
+    shares: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streams:
+    """What makes a program one for streaming workers: what each worker's loaders bring, in the order of its queue."""
+
+    records: Words  # STREAM
+    bounds: Words  # uint32, where each worker's records begin and end
+    packs: tuple[Pack, ...]
+    nbytes: int  # of packed memory
+    ring_slots: int
+    input_bytes: int  # of shared memory that bodies ask for beside the ring
+    shared_bytes: int  # of shared memory in all
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """Everything a kernel needs but the page and the memory."""
@@ -91,6 +122,7 @@ class Program:
     paths: tuple[str, ...]  # per task: where its operator stood in the model
     num_events: int
     num_workers: int
+    streams: Streams | None = None
 
     @property
     def num_counters(self) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
-from mkc.ir.program import EVENT_STRIDE, REPORT, STAMP, Program, Words
+from mkc.ir.graph import Kind
+from mkc.ir.program import ENTRY, EVENT_STRIDE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
-from mkc.targets.kernel import launch_words, pointers, raise_if_hung
+from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_if_hung
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 LANES = 256  # threads of a worker
@@ -317,14 +318,16 @@ class CudaKernel:
         self.program = program
         self.source = source
         self.device = device
-        self.shared_bytes = shared_bytes
+        self.shared_bytes = program.streams.shared_bytes if program.streams else shared_bytes
         self._chip = _present(device)
         self._lock = threading.Lock()
         self._traced: _Loaded | None = None
         self._addresses: tuple[int, ...] = ()
+        self.tuning = Tuning()
         self._loaded = self._load(trace=False)
         with self._using("hold the tables of the plan"):
             self._pinned = _pinned(np.zeros(len(program.operands), np.uint64))
+            self._pinned_entries = _pinned(np.zeros(len(program.queue) if program.streams else 0, ENTRY))
             self._report = _pinned(np.zeros(1, REPORT))  # written by the GPU only when a wait fails
             self._tables = {name: _uploaded(table) for name, table in self._host_tables().items()}
             self._places = {name: table.data.ptr for name, table in self._tables.items()}
@@ -365,7 +368,8 @@ class CudaKernel:
     ) -> None:
         deadline = config.deadline_ns()
         cuda = _cupy().cuda
-        words = launch_words(self.program, {**self._places, "stamps": stamps}, steps, deadline)
+        places = {**self._places, "stamps": stamps, "packed": self._address_of(Kind.PACKED, addresses)}
+        words = launch_words(self.program, places, steps, deadline, self.tuning)
         try:
             self._point(addresses, stream)
             # residency was checked: CuPy would shrink a grid that does not fit
@@ -394,15 +398,27 @@ class CudaKernel:
         runtime = _cupy().cuda.runtime
         self._addresses = ()
         self._pinned[:] = pointers(self.program, addresses)
-        to, source = self._places["operands"], self._pinned.ctypes.data
-        runtime.memcpyAsync(to, source, self._pinned.nbytes, runtime.memcpyHostToDevice, stream)
+        if self.program.streams:
+            self._pinned_entries[:] = entries(self.program, self._pinned)
+        for name, table in (("operands", self._pinned), ("entries", self._pinned_entries)):
+            if table.nbytes:
+                runtime.memcpyAsync(self._places[name], table.ctypes.data, table.nbytes, runtime.memcpyHostToDevice, stream)
         self._addresses = tuple(addresses)
+
+    def _address_of(self, kind: Kind, addresses: Sequence[int]) -> int:
+        """The memory of a kind of which there is at most one; 0 when there is none."""
+        found = [a for a, slot in zip(addresses, self.program.slots, strict=True) if slot.kind is kind]
+        return found[0] if found else 0
 
     def _restore(self) -> None:
         """As before the first launch, whatever the last one left behind."""
-        self._addresses = ()
         _cupy().cuda.runtime.deviceSynchronize()
-        self._clear("counters", "progress")
+        self._clear("counters", "progress", *(["uses"] if self.program.streams else []))
+        for address, slot in zip(self._addresses, self.program.slots, strict=False):
+            if slot.kind is Kind.WORDS:
+                _cupy().cuda.runtime.memset(address, 0, slot.nbytes)
+        _cupy().cuda.runtime.deviceSynchronize()
+        self._addresses = ()
         self._report[:] = 0
 
     def _clear(self, *names: str) -> None:
@@ -422,6 +438,16 @@ class CudaKernel:
             operands=np.zeros(len(p.operands), np.uint64),
             counters=np.zeros(p.num_counters * EVENT_STRIDE, np.uint32),
             progress=np.zeros(p.num_workers + 1, np.uint32),
+            **self._stream_tables(),
+        )  # fmt: skip
+
+    def _stream_tables(self) -> dict[str, Words]:
+        streams = self.program.streams
+        if streams is None:
+            return {}
+        return dict(
+            entries=np.zeros(len(self.program.queue), ENTRY), streams=streams.records, stream_bounds=streams.bounds,
+            uses=np.zeros(1, np.uint32),
         )  # fmt: skip
 
     def _load(self, trace: bool) -> _Loaded:

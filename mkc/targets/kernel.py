@@ -1,14 +1,16 @@
 """What every target's kernel shares: resolving operands, filling the launch words, reading the report of a hang."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from mkc.errors import InputError, MegakernelHang
-from mkc.ir.program import LAUNCH, MAX_SECTIONS, Program, Words
+from mkc.errors import InputError, MegakernelHang, RangeError
+from mkc.ir.program import ENTRY, LAUNCH, MAX_OPERANDS, MAX_SECTIONS, Program, Words
 
 NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}
+PUBLISHED, MISFIT = 0xFFFFFFFD, 0xFFFFFFFC  # as in worker.cuh: what a report names when no event is at fault
 
 
 class Kernel(Protocol):
@@ -29,7 +31,18 @@ def pointers(program: Program, addresses: Sequence[int]) -> Words:
     return np.asarray(bases[program.operands["slot"]] + program.operands["offset"])
 
 
-def launch_words(program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int) -> Words:
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How streaming workers share the memory with those that wait: facts of a machine and a plan, found by measuring."""
+
+    window: int = 4  # slots of the ring on their way at once
+    pace: int = 0  # cycles from one slot to the next
+    delay: int = 1400  # cycles from a worker's own sums to its first look for the others'
+
+
+def launch_words(
+    program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int, tuning: Tuning = Tuning()
+) -> Words:
     """The launch struct; `tables` names the address of each table. Raises InputError for more steps than can be counted."""
     for section, count in zip(program.sections, steps, strict=True):
         if not 0 <= count < 2**31 or count * int(section["num_tasks"]) + program.num_workers >= 2**32:
@@ -42,7 +55,19 @@ def launch_words(program: Program, tables: dict[str, int], steps: Sequence[int],
     words["num_sections"] = len(program.sections)
     words["num_events"] = program.num_events
     words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
+    for name in ("window", "pace", "delay"):
+        words[name] = getattr(tuning, name)
     return words
+
+
+def entries(program: Program, addresses: Words) -> Words:
+    """Tasks as streaming workers meet them (ENTRY): in the order of the queues, with the addresses of their operands."""
+    tasks = program.tasks[program.queue]
+    numbers = tasks["operands"][:, None] + np.arange(MAX_OPERANDS)
+    made = np.zeros(len(tasks), ENTRY)
+    made["task"] = tasks
+    made["operands"] = addresses[np.minimum(numbers, len(addresses) - 1)]
+    return made
 
 
 def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns: int) -> None:
@@ -51,6 +76,16 @@ def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns:
         return
     r = {name: int(report[name][0]) for name in report.dtype.names or ()}
     waiter = NOT_A_TASK.get(r["task"]) or _named(program, r["task"])
+    if r["event"] == MISFIT:
+        raise RangeError(
+            f"{waiter} computed a value that is not finite, or 2^64 and more; streaming workers cannot hand it on. "
+            "Look for the reason with the portable worker: mkc.compile(..., worker=\"portable\")"
+        )
+    if r["event"] == PUBLISHED:
+        raise MegakernelHang(
+            f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, step {r['step']}, "
+            f"waited for published inputs of {waiter}, which never came"
+        )
     lines = [
         f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, section {r['section']}, step {r['step']}, "
         f"waited for {waiter}; its event {_event(r['event'])} had {r['have']} of {r['need']} signals."

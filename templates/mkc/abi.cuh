@@ -8,6 +8,7 @@ namespace mkc {
 constexpr int kMaxAxes = 6;
 constexpr int kMaxSections = 4;
 constexpr int kEventStride = 16;  // counters, in uint32: one cache line each
+constexpr int kMaxOperands = 16;  // of a task, where tasks carry their addresses
 
 struct Range {
   int32 begin, end;
@@ -45,6 +46,19 @@ struct Stamp {  // one execution of a task; times in nanoseconds
   uint64 taken, ready, done;
 };
 
+// ---- for workers that stream their weights: plans with a ring of shared memory
+
+struct Entry {  // a task as a streaming worker meets it, its addresses resolved
+  Task task;
+  void* operands[kMaxOperands];
+};
+
+struct Stream {  // the weights of one task, packed in the order in which they are multiplied
+  uint64 offset;  // into Launch::packed, bytes
+  uint32 slots;   // of the ring that it fills
+  uint32 body;
+};
+
 struct Launch {
   const Task* tasks;
   const Wait* waits;
@@ -57,8 +71,16 @@ struct Launch {
   Report* report;
   Stamp* stamps;  // trace builds only
   uint64 deadline_ns;
+  const Entry* entries;  // as `queue` lists tasks
+  const Stream* streams;
+  const uint32* stream_bounds;  // as `bounds`: the streams of each queue
+  const uint8* packed;
+  uint32* uses;  // how many steps earlier launches ran: published words count on from there
   uint32 num_workers, num_sections, num_events;
   uint32 steps[kMaxSections];
+  uint32 window;  // slots that may be on their way at once
+  uint32 pace;    // cycles from one slot to the next, at least
+  uint32 delay;   // cycles from a worker's own sums to its first look for the others'
 };
 
 }  // namespace mkc

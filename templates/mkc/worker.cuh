@@ -5,6 +5,11 @@
 
 namespace mkc {
 
+// What a report names when no event is at fault.
+constexpr uint32 kRendezvous = 0xFFFFFFFEu, kVerdict = 0xFFFFFFFFu;
+constexpr uint32 kPublished = 0xFFFFFFFDu;  // values that never came
+constexpr uint32 kMisfit = 0xFFFFFFFCu;     // values that cannot be published
+
 template <class Body>
 MKC_BODY void run_body(void* const* operands, const Range* ranges) {
   Body::run(operands, ranges);
@@ -15,6 +20,7 @@ struct Worker {
   const Launch& l;
   const uint32 id;
   uint32 section = 0, step = 0, begun = 0;
+  uint32 current = 0;  // task, where bodies report on their own
 
   MKC_DEVICE Worker(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
 
@@ -63,12 +69,14 @@ struct Worker {
 
   // ---- one task
 
+  MKC_DEVICE void begin_task() { store_relaxed(&l.progress[id], ++begun); }
+
   MKC_DEVICE bool run(uint32 index) {
     const Task& task = l.tasks[index];
     uint64 taken = 0, ready = 0;
     bool go = true;
     if (lane() == 0) {
-      store_relaxed(&l.progress[id], ++begun);
+      begin_task();
       if (Page::kTrace) taken = clock_ns();
       go = await(task.first_wait, task.waits, step + 1, index);
       if (Page::kTrace) ready = clock_ns();
@@ -96,11 +104,11 @@ struct Worker {
     if (step >= l.steps[section]) return false;
     if (s.stop < 0) return true;
     if (id == 0) {
-      if (!await(s.first_stop_wait, s.stop_waits, step, 0xFFFFFFFFu)) return false;
+      if (!await(s.first_stop_wait, s.stop_waits, step, kVerdict)) return false;
       const bool stop = *static_cast<const volatile uint8*>(l.operands[s.stop]) != 0;
       store_release(verdict(), 2 * step + (stop ? 1 : 2));
     }
-    if (!until(verdict(), 2 * step + 1, 0xFFFFFFFFu, 0xFFFFFFFFu)) return false;
+    if (!until(verdict(), 2 * step + 1, kVerdict, kVerdict)) return false;
     return load_acquire(verdict()) != 2 * step + 1;
   }
   MKC_DEVICE bool own_queue() {
@@ -137,7 +145,7 @@ struct Worker {
     sync();
     if (lane() == 0) {
       fetch_add(barrier(), 1);
-      go = until(barrier(), l.num_workers * (section + 1), 0xFFFFFFFEu, 0xFFFFFFFEu);
+      go = until(barrier(), l.num_workers * (section + 1), kRendezvous, kRendezvous);
     }
     return broadcast(go);
   }
@@ -149,11 +157,12 @@ struct Worker {
     }
     return true;
   }
-  // The last worker to leave clears the counters for the next launch.
-  MKC_DEVICE void leave() {
+  // The last worker to leave clears the counters for the next launch, and hands on how often words have been published.
+  MKC_DEVICE void leave(uint32 uses = 0) {
     sync();
     const bool last = broadcast(lane() == 0 && fetch_add(leaving(), 1) == l.num_workers - 1);
     if (!last) return;
+    if (lane() == 0 && l.uses != nullptr) *l.uses = uses;
     const int words = static_cast<int>((l.num_events + 2 * l.num_sections + 3) * kEventStride);
     for_lanes(0, words, [&](int i) { store_relaxed(&l.counters[i], 0); });
   }

@@ -5,6 +5,7 @@
 #define MKC_BODY __device__ __forceinline__
 #define MKC_NOINLINE __device__ __noinline__  // for what is seldom run
 #define MKC_UNROLL _Pragma("unroll")
+#define MKC_NO_UNROLL _Pragma("unroll 1")
 
 namespace mkc {
 
@@ -19,13 +20,19 @@ constexpr float kNan = __builtin_bit_cast(float, 0x7FC00000u);
 
 // ---- who am I: `lanes` threads run a task together, in `teams` that each reduce on their own
 constexpr int kTeamLanes = 32;
+#ifdef MKC_STREAMS  // a streaming worker runs portable bodies on the warps that talk: threads 256 to 383
+MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x) - 256; }
+MKC_DEVICE int lanes() { return 128; }
+MKC_DEVICE void sync() { asm volatile("bar.sync 7, 128;" ::: "memory"); }
+#else
 MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x); }
 MKC_DEVICE int lanes() { return static_cast<int>(blockDim.x); }
-MKC_DEVICE int team() { return static_cast<int>(threadIdx.x) / kTeamLanes; }
-MKC_DEVICE int teams() { return static_cast<int>(blockDim.x) / kTeamLanes; }
+MKC_DEVICE void sync() { __syncthreads(); }
+#endif
+MKC_DEVICE int team() { return lane() / kTeamLanes; }
+MKC_DEVICE int teams() { return lanes() / kTeamLanes; }
 MKC_DEVICE int team_lane() { return static_cast<int>(threadIdx.x) % kTeamLanes; }
 MKC_DEVICE bool team_leader() { return team_lane() == 0; }
-MKC_DEVICE void sync() { __syncthreads(); }
 template <class T>
 MKC_DEVICE T broadcast(T value) {  // lane 0's value, to all; a barrier on both sides
   __shared__ T slot;

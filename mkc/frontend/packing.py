@@ -1,0 +1,52 @@
+"""Packs, weights -> packed memory. Parameters in the order in which workers multiply them; the map is in worker_sm90.cuh."""
+
+from collections.abc import Callable
+
+import torch
+
+from mkc.ir.graph import Tensor
+from mkc.ir.program import Pack, Streams
+
+SLOT = (4, 8, 256)  # fragments, compute warps, elements: 16 KB of bfloat16
+
+
+def packed(streams: Streams, tensor: Callable[[Tensor], torch.Tensor], device: torch.device) -> torch.Tensor:
+    """uint8 [streams.nbytes]; `tensor` gives the parameter that a tensor of the plan stands for, [N, K]."""
+    memory = torch.empty(streams.nbytes // 2, dtype=torch.bfloat16, device=device)
+    for pack in streams.packs:
+        _lay(memory, pack, [tensor(w) for w in pack.weights])
+    return memory.view(torch.uint8)
+
+
+def _lay(memory: torch.Tensor, pack: Pack, weights: list[torch.Tensor]) -> None:
+    fragments = _fragments(_tiles(weights, pack.gated, 256 * pack.fragments), pack.fragments)
+    none = len(fragments)  # the number of a fragment of zeros, which fills up slots
+    fragments = torch.cat([fragments, fragments.new_zeros(1, *SLOT[1:])])
+    numbers = []
+    for first, count, _ in pack.shares:
+        mine = torch.arange(first * pack.fragments, (first + count) * pack.fragments)
+        numbers += [mine, torch.full((-len(mine) % SLOT[0],), none)]
+    slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1, *SLOT)
+    start = pack.shares[0][2] // 2
+    memory[start : start + slots.numel()].view(-1, SLOT[1], SLOT[0], SLOT[2]).copy_(slots.transpose(1, 2))
+
+
+def _tiles(weights: list[torch.Tensor], gated: bool, depth: int) -> torch.Tensor:
+    """[tiles, 8, depth], padded with zeros."""
+    if gated:
+        rows = torch.cat([w.unflatten(0, (-1, 4)) for w in weights], 1).flatten(0, 1)
+    else:
+        rows = torch.cat(weights)
+    rows = torch.nn.functional.pad(rows, (0, depth - rows.shape[1], 0, -rows.shape[0] % 8))
+    return rows.unflatten(0, (-1, 8))
+
+
+def _fragments(tiles: torch.Tensor, count: int) -> torch.Tensor:
+    """[tiles * count, 8 warps, 256]: a lane's 8 elements are the a operand of mma.m16n8k16, rows g and g + 8 in turn."""
+    if count % 2 == 0:  # k = 512 c + 64 warp + 32 half + 8 t + 4 j + e
+        split = tiles.unflatten(2, (-1, 8, 2, 4, 2, 2, 2))  # tile g c w h t j e2 e1
+        ordered = split.permute(0, 2, 6, 3, 1, 5, 7, 4, 8)
+    else:  # k = 256 c + 32 warp + 16 half + 4 t + e
+        split = tiles.unflatten(2, (-1, 8, 2, 4, 2, 2))  # tile g c w h t e2 e1
+        ordered = split.permute(0, 2, 3, 1, 5, 6, 4, 7)
+    return ordered.reshape(-1, 8, 256)

@@ -1,0 +1,63 @@
+"""Schedule -> Streams. What each worker's loaders bring: the weights of its tasks, in the order of its queue."""
+
+from itertools import accumulate
+
+import numpy as np
+
+from mkc.errors import PlanError
+from mkc.ir.program import ENTRY, STREAM, Pack, Streams
+from mkc.ir.tasks import Schedule, Tasks
+from mkc.ops import registry
+
+SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
+SLOT_FRAGMENTS = 4  # of each compute warp
+FIXED_BYTES = 32 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
+STATIC_BYTES = 18 << 10  # that portable bodies may take
+LEAST_SLOTS = 6
+
+
+def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
+    """`bodies` numbers the body of each task. None when no operator streams."""
+    tasks = schedule.events.tasks
+    streaming = [registry()[node.op].streaming for node in tasks.graph.nodes]
+    if not any(streaming):
+        return None
+    if schedule.policy != "static":
+        raise PlanError("a streaming worker knows its tasks in advance: it needs the policy static")
+    offsets, packs, nbytes = _places(tasks)
+    queues = [[t for t in queue if streaming[tasks.tasks[t].node]] for queue in schedule.queues]
+    records = [(offsets.get(t, (0, 0))[0], offsets.get(t, (0, 0))[1], bodies[t]) for queue in queues for t in queue]
+    input_bytes = max(op.input_bytes(node) for node, op in zip(tasks.graph.nodes, streaming, strict=True) if op)
+    beside = FIXED_BYTES + input_bytes
+    ring_slots = (schedule.target.scratch_bytes - STATIC_BYTES - beside) // (SLOT_BYTES + 16)
+    if ring_slots < LEAST_SLOTS:
+        raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with worker='portable'")
+    return Streams(
+        records=np.array(records, STREAM),
+        bounds=np.array([0, *accumulate(map(len, queues))], np.uint32),
+        packs=packs,
+        nbytes=nbytes,
+        ring_slots=ring_slots,
+        input_bytes=input_bytes,
+        shared_bytes=ring_slots * (SLOT_BYTES + 16) + beside,
+    )
+
+
+def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...], int]:
+    """For each task that has weights its (offset, slots), how they get there, and the bytes in all."""
+    places: dict[int, tuple[int, int]] = {}
+    packs: list[Pack] = []
+    end = 0
+    for i, node in enumerate(tasks.graph.nodes):
+        op = registry()[node.op].streaming
+        if op is None or not (weights := op.weights(node)):
+            continue
+        shares = []
+        for t in range(tasks.first[i], tasks.first[i + 1]):
+            first, count, fragments = op.passage(node, tasks.tasks[t].ranges)
+            slots = -(-count * fragments // SLOT_FRAGMENTS)
+            places[t] = end, slots
+            shares.append((first, count, end))
+            end += slots * SLOT_BYTES
+        packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares)))
+    return places, tuple(packs), end

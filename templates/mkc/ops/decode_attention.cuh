@@ -1,0 +1,258 @@
+// Attention of one new token: rotates q and k, appends k and v to their cache, and sees every `Splits`-th block of keys
+#pragma once
+
+#include <mkc/worker_sm90.cuh>
+
+namespace mkc::ops {
+
+// Operands: parts, lse, the caches; q, k, v, position, the caches, the gains with Norm, cos and sin with Rotary.
+// A task is a head of keys and a split. Rows of a tensor core's fragments are the heads of q that share those keys.
+template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, class Keys,
+          class Values, class Q, class K, class V, class... Rest>
+struct DecodeAttention;
+
+template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, int KvHeads,
+          int Room, long long Step0, long long Step1, class Values, class Q, class K, class V, class... Rest>
+struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
+                       View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>, Values, Q, K, V, Rest...> {
+  static_assert(D == 64 || D == 128, "rows that a few lanes hold");
+  using Cache = View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>;
+  static constexpr int kGroup = Heads / KvHeads, kTile = 16, kBlock = 64;
+  static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
+  static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
+  static constexpr int kTotals = kTops + kComputeWarps * kGroup * 4;
+  static constexpr float kNone = -1e30f;
+
+  struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
+    int head, split, position, cached;
+    bool appends;
+    MKC_DEVICE Where(void* const* p, const Range* r) : head(r[0].begin), split(r[1].begin) {
+      const long long at = *static_cast<const volatile long long*>(p[7]);
+      position = static_cast<int>(at < 0 ? -1 : at < Room ? at : Room);
+      appends = position >= 0 && position < Room;
+      cached = position < 0 ? 0 : position;
+    }
+    MKC_DEVICE int keys() const { return cached + appends; }
+    MKC_DEVICE int first(int tile) const { return (tile / (kBlock / kTile) * Splits + split) * kBlock + tile % (kBlock / kTile) * kTile; }
+    MKC_DEVICE bool is_empty() const { return first(0) >= keys(); }
+    MKC_DEVICE bool owns_new() const { return appends && position / kBlock % Splits == split; }
+  };
+
+  // ---- the compute part: keys and values come from memory while q is still on its way
+  template <class Page>
+  MKC_DEVICE static void compute(Compute<Page>& c) {
+    meet(kTaskBegins, kBothThreads);
+    const Entry& entry = c.entry();
+    const Where where(entry.operands, entry.task.ranges);
+    const bf16* const keys = Cache(entry.operands[2]).data + where.head * Step0;
+    const bf16* const values = Cache(entry.operands[3]).data + where.head * Step0;
+    const int g = c.row(), t = c.column(), count = where.keys();
+    Quad k[2][D / 32], v[4][D / 64], q[D / 32];
+    const auto load_keys = [&](int first) {
+      MKC_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        const int row = first + u * 8 + g;
+        MKC_UNROLL
+        for (int j = 0; j < D / 32; ++j) k[u][j] = row < where.cached ? load_quad(keys + row * Step1 + j * 32 + t * 8) : Quad{};
+      }
+    };
+    const auto load_values = [&](int first) {
+      MKC_UNROLL
+      for (int u = 0; u < 4; ++u) {
+        const int row = first + u / 2 * 8 + 2 * t + u % 2;
+        MKC_UNROLL
+        for (int j = 0; j < D / 64; ++j) v[u][j] = row < where.cached ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
+      }
+    };
+    int tile = c.warp, first = where.first(tile);
+    if (first < count) load_keys(first), load_values(first);
+    meet(kInputReady, kBothThreads);
+    MKC_UNROLL
+    for (int j = 0; j < D / 32; ++j) q[j] = load_shared(c.input + g * kPitch + (j * 32 + t * 8) * 2);
+    float out[D / 8][2] = {}, top = kNone, total = 0.0f;
+    MKC_NO_UNROLL
+    while (first < count) {
+      const int next = where.first(tile += kComputeWarps);
+      const bool holds_new = where.appends && first <= where.position && where.position < first + kTile;
+      if (holds_new) {
+        MKC_UNROLL
+        for (int u = 0; u < 2; ++u) {
+          MKC_UNROLL
+          for (int j = 0; j < D / 32; ++j)
+            if (first + u * 8 + g == where.position) k[u][j] = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
+        }
+      }
+      float s[2][2] = {};
+      MKC_UNROLL
+      for (int j = 0; j < D / 32; ++j) {
+        MKC_UNROLL
+        for (int u = 0; u < 2; ++u) {
+          multiply_upper(s[u], q[j].x, q[j].y, k[u][j].x, k[u][j].y);
+          multiply_upper(s[u], q[j].z, q[j].w, k[u][j].z, k[u][j].w);
+        }
+      }
+      if (next < count) load_keys(next);
+      float highest = top;
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const bool seen = first + i / 2 * 8 + 2 * t + i % 2 < count;
+        s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kNone;
+        highest = max(highest, s[i / 2][i % 2]);
+      }
+      MKC_UNROLL
+      for (int bit = 1; bit < 4; bit *= 2) highest = max(highest, __shfl_xor_sync(0xFFFFFFFFu, highest, bit));
+      const float shrink = exp2(top - highest);
+      top = highest, total *= shrink;
+      uint32 p[2];
+      MKC_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        const float one = s[u][0] > kNone ? exp2(s[u][0] - highest) : 0.0f, two = s[u][1] > kNone ? exp2(s[u][1] - highest) : 0.0f;
+        p[u] = pair_of(one, two);
+        total += low(p[u]) + high(p[u]);
+      }
+      MKC_UNROLL
+      for (int i = 0; i < D / 8; ++i) out[i][0] *= shrink, out[i][1] *= shrink;
+      if (holds_new) {
+        MKC_UNROLL
+        for (int u = 0; u < 4; ++u) {
+          MKC_UNROLL
+          for (int j = 0; j < D / 64; ++j)
+            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position)
+              v[u][j] = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
+        }
+      }
+      MKC_UNROLL
+      for (int j = 0; j < D / 64; ++j) {
+        const uint32 rows[4][4] = {{v[0][j].x, v[0][j].y, v[0][j].z, v[0][j].w}, {v[1][j].x, v[1][j].y, v[1][j].z, v[1][j].w},
+                                   {v[2][j].x, v[2][j].y, v[2][j].z, v[2][j].w}, {v[3][j].x, v[3][j].y, v[3][j].z, v[3][j].w}};
+        MKC_UNROLL
+        for (int e = 0; e < 4; ++e) {  // pairs of dims become pairs of keys
+          multiply_upper(out[j * 8 + 2 * e], p[0], p[1], __byte_perm(rows[0][e], rows[1][e], 0x5410), __byte_perm(rows[2][e], rows[3][e], 0x5410));
+          multiply_upper(out[j * 8 + 2 * e + 1], p[0], p[1], __byte_perm(rows[0][e], rows[1][e], 0x7632), __byte_perm(rows[2][e], rows[3][e], 0x7632));
+        }
+      }
+      if (next < count) load_values(next);
+      first = next;
+    }
+    MKC_UNROLL
+    for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
+    if (g < kGroup) {
+      const uint32 row = c.warp * kGroup + g, to = c.input + kResults + row * D * 4;
+      if (total > 0.0f) {
+        MKC_UNROLL
+        for (int i = 0; i < D / 8; ++i) {  // column 2t of mma i is dim i % 8 of the 8 that lane row 2t holds
+          store_shared(to + (i / 8 * 64 + 2 * t * 8 + i % 8) * 4, out[i][0]);
+          store_shared(to + (i / 8 * 64 + (2 * t + 1) * 8 + i % 8) * 4, out[i][1]);
+        }
+      }
+      if (t == 0) store_shared(c.input + kTops + row * 4, top), store_shared(c.input + kTotals + row * 4, total);
+    }
+    arrive(kSumsReady, kBothThreads);
+  }
+
+  // ---- the talking part
+  template <class Page>
+  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
+    sync();  // what lane 0 waited for holds for all
+    const Where where(p, r);
+    talk.compute_may_begin();
+    if (!where.is_empty()) bring(talk, p, where);
+    talk.input_is_ready();
+    talk.await_sums();
+    publish(talk, p, where);
+    talk.report_misfits();
+  }
+
+ private:
+  // the new rows, 8 elements to a thread: normalised, rotated, into shared memory, and into the cache
+  template <class Page>
+  MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
+    constexpr int kLanes = D / 8, kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
+    const int column = talk.thread() % kLanes * 8;
+    const uint32 bits = use_bits(talk.use);
+    Quad cos{}, sin{};
+    if constexpr (Rotary) {
+      cos = load_quad(static_cast<const bf16*>(p[10 + 2 * Norm]) + column);
+      sin = load_quad(static_cast<const bf16*>(p[11 + 2 * Norm]) + column);
+    }
+    talk.let_others_finish();
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kRows + talk.thread() / kLanes;
+      Quad gain{};
+      if (Norm && row <= kGroup) gain = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[row < kGroup ? 10 : 11]) + column);
+      const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
+                               : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
+                                               : V(p[6]).data + (where.head * D + column) / 4;
+      TwoWords words{bits, bits};
+      if (row < kGroup + 2) talk.poll([&] { return is_of(words = load_words(from), bits); });
+      __syncwarp();
+      float x[8];
+      eight(values(words), x);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
+      if (Norm) normalise(x, gain, row <= kGroup);
+      if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
+      const Quad made = eight(x);
+      if (row >= kGroup + 2) continue;
+      store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + column * 2, made);
+      if (row >= kGroup && where.owns_new()) {
+        bf16* const cache = Cache(p[row == kGroup ? 2 : 3]).data + where.head * Step0 + where.position * Step1;
+        *reinterpret_cast<Quad*>(cache + column) = made;
+      }
+    }
+  }
+  MKC_DEVICE static void normalise(float (&x)[8], const Quad& gain, bool wanted) {
+    float squares = 0.0f, by[8];
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) squares += x[i] * x[i];
+    MKC_UNROLL
+    for (int bit = D / 16; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
+    const float scale = rsqrt(squares * (1.0f / D) + Eps::of());
+    eight(gain, by);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i)
+      if (wanted) x[i] = rounded(rounded(x[i] * scale) * by[i]);
+  }
+  MKC_DEVICE static void rotate(float (&x)[8], const Quad& cos, const Quad& sin, bool first_half, bool wanted) {
+    float c[8], s[8];
+    eight(cos, c), eight(sin, s);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const float partner = __shfl_xor_sync(0xFFFFFFFFu, x[i], D / 16);
+      if (wanted) x[i] = x[i] * c[i] + (first_half ? -partner : partner) * s[i];
+    }
+  }
+  // what the compute warps found, weighed against each other
+  template <class Page>
+  MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where) {
+    const uint32 base = talk.input;
+    for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
+      const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.head * kGroup + row;
+      Four sum = {};
+      float top = kNone, total = 0.0f;
+      if (!where.is_empty()) {
+        MKC_UNROLL
+        for (int w = 0; w < kComputeWarps; ++w) top = max(top, load_shared_float(base + kTops + (w * kGroup + row) * 4));
+        MKC_UNROLL
+        for (int w = 0; w < kComputeWarps; ++w) {
+          const uint32 at = w * kGroup + row;
+          const float seen = load_shared_float(base + kTotals + at * 4);
+          if (seen <= 0.0f) continue;
+          const float weight = exp2(load_shared_float(base + kTops + at * 4) - top);
+          const Four part = load_shared_four(base + kResults + (at * D + dim) * 4);
+          total += weight * seen;
+          MKC_UNROLL
+          for (int i = 0; i < 4; ++i) sum.at[i] += weight * part.at[i];
+        }
+        const float by = 1.0f / total;
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) sum.at[i] *= by;
+      }
+      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), talk.misfit));
+      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kNone, talk.use));
+    }
+  }
+};
+
+}  // namespace mkc::ops

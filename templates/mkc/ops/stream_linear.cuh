@@ -1,0 +1,399 @@
+// y[n] = Expr(sum_k x'[k] w[n, k], extras[n]...): weights come through the ring, in the order in which they are multiplied
+#pragma once
+
+#include <mkc/expr.cuh>
+#include <mkc/rows.cuh>
+#include <mkc/worker_sm90.cuh>
+
+namespace mkc::ops {
+
+// How `Tiles` tiles of 8 rows pass through the registers. A tile's depth is `F` fragments for each compute warp: one
+// fragment is 8 rows by 32 of k, the a operand of one mma, whose rows 8 to 15 are the same rows at another k.
+template <int Tiles, int F>
+struct Passage {
+  static constexpr int kSlots = (Tiles * F + 3) / 4;
+  static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
+  static constexpr int batch() {              // slots in registers at once: whole tiles, or a whole share of one
+    if (kHeld) return kSlots;
+    for (int slots = 6; slots > 1; --slots)
+      if (slots * 4 % F == 0) return slots;
+    for (int slots = 5; slots > 1; --slots)
+      if (F % (slots * 4) == 0) return slots;
+    return 1;
+  }
+  static constexpr int kBatch = batch(), kFragments = kBatch * 4;
+  static constexpr bool kWhole = kHeld || kFragments % F == 0;
+  static_assert(kWhole || F % kFragments == 0, "the compiler pads a depth so that batches fit it");
+  static constexpr int kTilesABatch = kWhole ? kFragments / F : 1;
+  static constexpr int kRound = kHeld ? Tiles : kMaxTiles / kTilesABatch * kTilesABatch;  // tiles between two meetings
+  static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
+};
+
+// b operands: both halves of the depth of a fragment, in columns 0 and 1; the other columns hold copies.
+template <int F, int Count>
+struct Inputs {
+  uint32 b[Count][2];
+  // fragments [first, first + Count) of the depth
+  MKC_DEVICE void take(uint32 input, int first) {
+    if constexpr (F % 2 == 0) {
+      MKC_UNROLL
+      for (int i = 0; i < Count; i += 2) {
+        const Quad v = load_shared(input + (first + i) * 512);
+        b[i][0] = v.x, b[i][1] = v.y, b[i + 1][0] = v.z, b[i + 1][1] = v.w;
+      }
+    } else {
+      MKC_UNROLL
+      for (int i = 0; i < Count; ++i)
+        asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(b[i][0]), "=r"(b[i][1]) : "r"(input + (first + i) * 512) : "memory");
+    }
+  }
+};
+
+struct Sums {  // of a tile: two chains, so that one mma need not wait for the one before
+  float even[4], odd[4];
+  MKC_DEVICE void clear() {
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) even[i] = odd[i] = 0.0f;
+  }
+  MKC_DEVICE void add(int f, const Quad& w, const uint32 (&b)[2]) { multiply(f % 2 ? odd : even, w, b[0], b[1]); }
+  // column 0 of rows 0 to 7 and column 1 of rows 8 to 15 are the two halves of the sum
+  MKC_DEVICE void store(uint32 to, bool holder) const {
+    if (holder) store_shared(to, (even[0] + even[3]) + (odd[0] + odd[3]));
+  }
+};
+
+template <int Tiles, int F, class Page>
+MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
+  using P = Passage<Tiles, F>;
+  constexpr bool kPairs = F % 2 == 0;
+  const int half = c.row() % 2;
+  const uint32 input = c.input + 2 * (kPairs ? c.warp * 64 + half * 32 + c.column() * 8 : c.warp * 32 + half * 16 + c.column() * 4);
+  const uint32 sums = c.sums + c.warp * kMaxTiles * 32 + c.row() * 4;
+  const bool holder = c.column() == 0;
+  Quad w[P::kBatch][4];
+  MKC_UNROLL
+  for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
+  meet(kInputReady, kBothThreads);
+  if constexpr (P::kHeld) {
+    Inputs<F, F> x;
+    x.take(input, 0);
+    Sums s[Tiles];
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].clear();
+    MKC_UNROLL
+    for (int f = 0; f < F; ++f) {
+      MKC_UNROLL
+      for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
+    }
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder);
+  } else if constexpr (P::kWhole) {
+    constexpr bool kKept = F <= 16;  // in registers for all tiles
+    Inputs<F, F> x;
+    if (kKept) x.take(input, 0);
+    int tile = 0;
+    MKC_NO_UNROLL
+    for (int slot = 0; slot < P::kSlots; slot += P::kBatch, tile += P::kTilesABatch) {
+      if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+      Sums s;
+      MKC_UNROLL
+      for (int i = 0; i < P::kFragments; ++i) {
+        const int f = i % F;
+        if (f == 0) s.clear();
+        if (f == 0 && !kKept) x.take(input, 0);
+        s.add(f, w[i / 4][i % 4], x.b[f]);
+        if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
+        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * 32, holder);
+      }
+    }
+  } else {
+    Sums s;
+    s.clear();
+    int tile = 0, first = 0;
+    MKC_NO_UNROLL
+    for (int slot = 0; slot < P::kSlots; slot += P::kBatch) {
+      Inputs<F, P::kFragments> x;
+      x.take(input, first);
+      MKC_UNROLL
+      for (int i = 0; i < P::kFragments; ++i) {
+        s.add(i, w[i / 4][i % 4], x.b[i]);
+        if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
+      }
+      first += P::kFragments;
+      if (first < F) continue;
+      s.store(sums + tile % P::kRound * 32, holder);
+      s.clear();
+      first = 0;
+      if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+    }
+  }
+  arrive(kSumsReady, kBothThreads);
+}
+
+// Four neighbouring elements of an extra operand, [1, N].
+template <class V>
+struct FourOf;
+template <class T, int M, int N, long long S0, long long S1>
+struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
+  Four v;
+  template <class Talk>
+  MKC_DEVICE void read(Talk&, void* p, int n) {
+    const View<T, Shape<M, N>, Stride<S0, S1>> view(p);
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(0, n + i)));
+  }
+};
+template <class S, class D>
+struct FourOf<Words<bf16, S, D>> {
+  Four v;
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* p, int n) {
+    const Words<bf16, S, D> words(p);
+    uint64 word;
+    talk.poll([&] { return is_of(word = load_word(words.data + n / 4), use_bits(talk.use)); });
+    const uint32 front = static_cast<uint32>(word) & ~kUseBits, back = static_cast<uint32>(word >> 32) & ~kUseBits;
+    v = {low(front) * kUnscaled, high(front) * kUnscaled, low(back) * kUnscaled, high(back) * kUnscaled};
+  }
+};
+
+// The extra operands: the views after the first `Skip`.
+template <int Skip, class... V>
+struct Extras {
+  template <class Talk>
+  MKC_DEVICE void read(Talk&, void* const*, int) {}
+  template <class Expr, class... Values>
+  MKC_DEVICE float of(int, Values... values) const {
+    return float(Expr::of(values...));
+  }
+};
+template <int Skip, class First, class... Rest>
+  requires(Skip > 0)
+struct Extras<Skip, First, Rest...> : Extras<Skip - 1, Rest...> {
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    Extras<Skip - 1, Rest...>::read(talk, p + 1, n);
+  }
+};
+template <class First, class... Rest>
+struct Extras<0, First, Rest...> {
+  FourOf<First> first;
+  Extras<0, Rest...> rest;
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    first.read(talk, p[0], n), rest.read(talk, p + 1, n);
+  }
+  template <class Expr, class... Values>
+  MKC_DEVICE float of(int i, Values... values) const {
+    return rest.template of<Expr>(i, values..., first.v.at[i]);
+  }
+};
+
+// Operands: y, x, then gain [K] with Norm, lse [S, H] and position when Merge > 0, then extras.
+template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, class Y, class X, class... Rest>
+struct StreamLinear {
+  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
+  static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
+  static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
+  using P = Passage<Tiles, Fragments>;
+
+  template <class Page>
+  MKC_DEVICE static void compute(Compute<Page>& c) {
+    multiply_tiles<Tiles, Fragments>(c);
+  }
+
+  template <class Page>
+  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
+    const int word = talk.thread();  // four outputs of a round
+    const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
+    Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    float scale = kRaw ? kUnscaled : 1.0f;
+    if constexpr (Merge > 0) merge(talk, p);
+    else scale = input(talk, p, scale);
+    if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
+    MKC_NO_UNROLL
+    for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
+      const int n = first + word * 4;
+      if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
+      talk.await_sums();
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras);
+      if (round + 1 < P::kRounds) talk.sums_are_taken();
+    }
+    talk.report_misfits();
+  }
+
+ private:
+  template <class Page>
+  MKC_DEVICE static Four total(const Talk<Page>& talk, uint32 at, float scale) {
+    Four v[kComputeWarps];
+    MKC_UNROLL
+    for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(talk.sums + at + w * kMaxTiles * 32);
+    MKC_UNROLL
+    for (int half = kComputeWarps / 2; half > 0; half /= 2) {
+      MKC_UNROLL
+      for (int w = 0; w < half; ++w) {
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) v[w].at[i] += v[w + half].at[i];
+      }
+    }
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
+    return v[0];
+  }
+  template <class Page, class E>
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras) {
+    Four v = total(talk, word * (Gated ? 32 : 16), scale);
+    if constexpr (Gated) {
+      const Four other = total(talk, word * 32 + 16, scale);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i], other.at[i]);
+    } else {
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i]);
+    }
+    if constexpr (kIsPublished<Y>) {
+      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), talk.misfit));
+    } else {
+      const Y out(y);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) store(out(0, n + i), v.at[i]);
+    }
+  }
+
+  // ---- the input, by columns of 8: brought, normalised, and laid into shared memory; returns the scale of the sums
+  template <class Page>
+  MKC_DEVICE static float input(Talk<Page>& talk, void* const* p, float scale) {
+    constexpr int kBatch = kColumns <= 6 ? kColumns : kColumns % 6 == 0 ? 6 : 4;
+    const X x(p[1]);
+    float squares = 0.0f;
+    if constexpr (kIsPublished<X>) talk.let_others_finish();
+    MKC_NO_UNROLL
+    for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBatch * kTalkThreads) {
+      Quad gain[kNorm ? kBatch : 1], v[kBatch];
+      MKC_UNROLL
+      for (int j = 0; j < kBatch && kNorm; ++j) {
+        const int column = first + j * kTalkThreads;
+        gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
+      }
+      bring<kBatch>(talk, x, first, v);
+      MKC_UNROLL
+      for (int j = 0; j < kBatch; ++j) {
+        const int column = first + j * kTalkThreads;
+        if (column >= kPadded / 8) break;
+        if constexpr (kNorm) {
+          float value[8], by[8];
+          eight(v[j], value), eight(gain[j], by);
+          MKC_UNROLL
+          for (int i = 0; i < 8; ++i) {
+            if (kIsPublished<X>) value[i] *= kUnscaled;
+            squares += value[i] * value[i], value[i] *= by[i];
+          }
+          v[j] = eight(value);
+        }
+        store_shared(talk.input + column * 16, v[j]);
+      }
+    }
+    talk.input_is_ready();
+    if constexpr (kNorm) scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
+    return scale;
+  }
+  template <int Count, class Page, class S, class D>
+  MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
+    const uint32 bits = use_bits(talk.use);
+    TwoWords words[Count];
+    const auto look = [&](int j) {
+      const int column = first + j * kTalkThreads;
+      words[j] = column < Depth / 8 ? load_words(x.data + 2 * column) : TwoWords{bits, bits};
+    };
+    MKC_UNROLL
+    for (int j = 0; j < Count; ++j) look(j);
+    talk.poll([&] {
+      bool all = true;
+      MKC_UNROLL
+      for (int j = 0; j < Count; ++j)
+        if (!is_of(words[j], bits)) all = false, look(j);
+      return all;
+    });
+    MKC_UNROLL
+    for (int j = 0; j < Count; ++j) v[j] = values(words[j]);
+  }
+  template <int Count, class Page, class S, class D>
+  MKC_DEVICE static void bring(Talk<Page>&, View<bf16, S, D> x, int first, Quad (&v)[Count]) {
+    MKC_UNROLL
+    for (int j = 0; j < Count; ++j) {
+      const int column = first + j * kTalkThreads;
+      v[j] = column < Depth / 8 ? load_quad(x.data + column * 8) : Quad{};
+    }
+  }
+
+  // ---- an attention's output, merged from the splits of its keys
+  template <class Page>
+  MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
+    constexpr int kTogether = kColumns <= 1 ? 8 : kColumns <= 2 ? 4 : 2, kBoth = kColumns <= 4 ? kColumns : 4;
+    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
+    const long long position = *static_cast<const volatile long long*>(p[3]);
+    const int blocks = static_cast<int>(position / 64) + 1, splits = blocks < Merge ? blocks : Merge;
+    const uint32 bits = use_bits(talk.use);
+    talk.let_others_finish();
+    MKC_NO_UNROLL
+    for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
+      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) top[j] = -1e30f, weight[j] = 0.0f;
+      MKC_NO_UNROLL
+      for (int from = 0; from < splits; from += kTogether) {
+        TwoWords v[kBoth][kTogether];
+        uint64 e[kBoth][kTogether];
+        const auto wanted = [&](int j, int s) { return first + j * kTalkThreads < Depth / 8 && from + s < splits; };
+        talk.poll([&] {
+          bool all = true;
+          MKC_UNROLL
+          for (int j = 0; j < kBoth; ++j) {
+            const int column = first + j * kTalkThreads, head = column / (Depth / Heads / 8);
+            MKC_UNROLL
+            for (int s = 0; s < kTogether; ++s) {
+              v[j][s] = wanted(j, s) ? load_words(parts + (from + s) * (Depth / 4) + 2 * column) : TwoWords{bits, bits};
+              e[j][s] = wanted(j, s) ? load_word(lse + (from + s) * Heads + head) : word_of(-1e30f, talk.use);
+            }
+          }
+          MKC_UNROLL
+          for (int j = 0; j < kBoth; ++j) {
+            MKC_UNROLL
+            for (int s = 0; s < kTogether; ++s) all &= is_of(v[j][s], bits) && static_cast<uint32>(e[j][s]) == talk.use;
+          }
+          return all;
+        });
+        MKC_UNROLL
+        for (int j = 0; j < kBoth; ++j) {
+          float highest = top[j];
+          MKC_UNROLL
+          for (int s = 0; s < kTogether; ++s) highest = max(highest, __uint_as_float(static_cast<uint32>(e[j][s] >> 32)));
+          const float shrink = exp2(top[j] - highest);
+          top[j] = highest, weight[j] *= shrink;
+          MKC_UNROLL
+          for (int i = 0; i < 8; ++i) sum[j][i] *= shrink;
+          MKC_UNROLL
+          for (int s = 0; s < kTogether; ++s) {
+            const float part = exp2(__uint_as_float(static_cast<uint32>(e[j][s] >> 32)) - highest);
+            float value[8];
+            eight(values(v[j][s]), value);
+            weight[j] += part;
+            MKC_UNROLL
+            for (int i = 0; i < 8; ++i) sum[j][i] += part * value[i];
+          }
+        }
+      }
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) {
+        const int column = first + j * kTalkThreads;
+        if (column >= kPadded / 8) break;
+        const float by = weight[j] > 0.0f ? kUnscaled / weight[j] : 0.0f;
+        MKC_UNROLL
+        for (int i = 0; i < 8; ++i) sum[j][i] *= by;
+        store_shared(talk.input + column * 16, eight(sum[j]));
+      }
+    }
+    talk.input_is_ready();
+  }
+};
+
+}  // namespace mkc::ops

@@ -1,0 +1,299 @@
+// The streaming worker of Hopper: loaders fill a ring with weights, compute warps multiply, the others talk to the world.
+#pragma once
+
+#include <mkc/arch/sm90.cuh>
+#include <mkc/worker.cuh>
+
+namespace mkc {
+
+constexpr int kSlotBytes = 16384, kWarpBytes = 2048;  // a slot of the ring, and each compute warp's share of it
+constexpr int kComputeWarps = 8, kTalkWarps = 4, kLoadWarps = 4;
+constexpr int kComputeThreads = kComputeWarps * 32, kTalkThreads = kTalkWarps * 32;
+constexpr int kBothThreads = kComputeThreads + kTalkThreads;
+constexpr int kBlockThreads = kBothThreads + kLoadWarps * 32;
+constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
+constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
+constexpr int kEntries = 4;  // tasks held in shared memory: this one and the next
+
+// Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
+enum Meeting : int {
+  kInputReady = 1,  // talk -> compute: the input lies in shared memory
+  kSumsReady = 2,   // compute -> talk: so do the sums
+  kSumsTaken = 3,   // talk -> compute: the next round of sums may be written
+  kStepBegins = 4,  // talk -> compute: whether there is another step
+  kAmongTalk = 5,
+  kTaskBegins = 6,  // talk -> compute: what the task waited for has come
+};
+
+// Where things lie in dynamic shared memory.
+template <class Page>
+struct Block {
+  static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
+  static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 16 bytes for norms; go, last step, entry
+  static constexpr int kTasks = kControl + 32, kSums = kTasks + kEntries * int(sizeof(Entry));
+  static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
+};
+
+// A compute warp's place in the ring.
+template <class Page>
+struct Ring {
+  uint32 address, full, end, parity;
+  bool leader;
+  MKC_DEVICE Ring(uint32 base, int warp, int lane)
+      : address(opaque(base + warp * kWarpBytes + lane * 16)),
+        full(opaque(base + Block<Page>::kFull)),
+        end(address + Page::kRingSlots * kSlotBytes),
+        parity(0),
+        leader(lane == 0) {}
+  MKC_DEVICE void fetch(Quad (&w)[4]) {
+    barrier_wait(full, parity);
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * 512);
+    __syncwarp();
+    if (leader) barrier_arrive(full + 8 * Page::kRingSlots);
+    address += kSlotBytes, full += 8;
+    if (address == end) address -= Page::kRingSlots * kSlotBytes, full -= 8 * Page::kRingSlots, parity ^= 1;
+  }
+};
+
+// What a body's compute part knows: where it stands among the compute warps, the ring, and shared memory.
+template <class Page>
+struct Compute {
+  Ring<Page> ring;
+  uint32 base, input, sums;  // shared addresses
+  int warp, lane;
+  MKC_DEVICE Compute(uint32 base, int warp, int lane)
+      : ring(base, warp, lane),
+        base(base),
+        input(opaque(base + Block<Page>::kInput)),
+        sums(opaque(base + Block<Page>::kSums)),
+        warp(warp),
+        lane(lane) {}
+  MKC_DEVICE int row() const { return lane / 4; }     // of a tensor core's fragment
+  MKC_DEVICE int column() const { return lane % 4; }  // pairs of columns
+  MKC_DEVICE const Entry& entry() const {
+    const uint32 place = load_shared_word(base + Block<Page>::kControl + 24);
+    return *static_cast<const Entry*>(__cvta_shared_to_generic(base + Block<Page>::kTasks + place * sizeof(Entry)));
+  }
+};
+
+// What a body's talking part knows.
+template <class Page>
+struct Talk {
+  Worker<Page>& worker;
+  uint32 base, input, sums;
+  uint32 use = 0;    // of every published word that is written or read in this step
+  uint32 since = 0;  // cycles when the last sums were ready
+  uint32 misfit = 0;
+  uint64 waiting = 0, ready = 0;
+  bool aborted = false;
+
+  MKC_DEVICE Talk(Worker<Page>& w, uint32 base)
+      : worker(w), base(base), input(opaque(base + Block<Page>::kInput)), sums(opaque(base + Block<Page>::kSums)) {}
+
+  MKC_DEVICE static int thread() { return lane(); }
+  MKC_DEVICE void compute_may_begin() { arrive(kTaskBegins, kBothThreads); }
+  MKC_DEVICE void input_is_ready() {
+    arrive(kInputReady, kBothThreads);
+    if (Page::kTrace) ready = clock_ns();
+  }
+  MKC_DEVICE void await_sums() {
+    meet(kSumsReady, kBothThreads);
+    since = cycles();
+  }
+  MKC_DEVICE void sums_are_taken() { arrive(kSumsTaken, kBothThreads); }
+  MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
+    while (static_cast<int32>(cycles() - since) < static_cast<int32>(worker.l.delay)) {
+    }
+  }
+  // Try until it works. An aborted launch goes on without waiting, on whatever it has, to the end of its step.
+  template <class Try>
+  MKC_DEVICE void poll(Try attempt) {
+    waiting = 0;
+    for (uint32 spins = 0; !attempt() && !aborted; ++spins)
+      if (spins % 1024 == 1023) aborted = gives_up();
+  }
+  MKC_DEVICE bool gives_up() {
+    if (load_relaxed(worker.aborted())) return true;
+    const uint64 now = clock_ns();
+    if (waiting == 0) waiting = now;
+    if (now - waiting <= worker.l.deadline_ns) return false;
+    worker.fail(worker.current, kPublished, use - 1, use);
+    return true;
+  }
+  MKC_DEVICE void report_misfits() {
+    if (misfit && !aborted) worker.fail(worker.current, kMisfit, 0, 0), aborted = true;
+  }
+  MKC_DEVICE uint32 control(int word) const { return base + Block<Page>::kControl + 4 * word; }
+  // the sum of a value over the talking threads, to all of them
+  MKC_DEVICE float total(float v) const {
+    MKC_UNROLL
+    for (int bit = 16; bit > 0; bit /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, bit);
+    if (team_leader()) store_shared(control(team()), v);
+    meet(kAmongTalk, kTalkThreads);
+    const Four part = load_shared_four(control(0));
+    return (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
+  }
+};
+
+template <class Page>
+MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
+  constexpr int kShare = kSlotBytes / kLoadWarps;
+  const uint32 full = base + Block<Page>::kFull, empty = base + Block<Page>::kEmpty, control = base + Block<Page>::kControl;
+  const uint64 policy = evict_first();
+  uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, next = cycles() + l.pace / kLoadWarps * loader;
+  bool open = true;
+  uint32 last = 0xFFFFFFFFu;  // slots to issue in all, once that is known: those of the steps run, and a full ring
+  const auto issue = [&](const uint8* from) {
+    while (!barrier_passed(empty + 8 * slot, parity)) {
+      if (last == 0xFFFFFFFFu) last = load_shared_word(control + 20);
+      if (issued >= last) return false;
+    }
+    if (issued >= l.window) {
+      barrier_wait(full + 8 * behind, behind_parity);
+      if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
+    }
+    if (l.pace) {
+      uint32 now;
+      while (static_cast<int32>((now = cycles()) - next) < 0) {
+      }
+      next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace;
+    }
+    barrier_expect(full + 8 * slot, kShare);
+    bulk_copy(base + slot * kSlotBytes + loader * kShare, from + loader * kShare, kShare, full + 8 * slot, policy);
+    ++issued;
+    if (++slot == Page::kRingSlots) slot = 0, parity ^= 1;
+    return true;
+  };
+  const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
+  if (begin == end) return;
+  Stream following = l.streams[begin];
+  for (uint32 step = 0; open && step < l.steps[0]; ++step)
+    for (uint32 i = begin; open && i < end; ++i) {
+      const Stream stream = following;
+      following = l.streams[i + 1 < end ? i + 1 : begin];
+      const uint8* from = l.packed + stream.offset;
+      for (uint32 n = 0; open && n < stream.slots; ++n, from += kSlotBytes) open = issue(from);
+    }
+  while (behind != slot || behind_parity == parity) {  // shared memory must outlive every copy into it
+    barrier_wait(full + 8 * behind, behind_parity);
+    if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
+  }
+}
+
+template <class Page>
+MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int warp, int lane) {
+  Compute<Page> c(base, warp, lane);
+  const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
+  uint32 following = begin < end ? l.streams[begin].body : 0;
+  while (true) {
+    meet(kStepBegins, kBothThreads);
+    if (!load_shared_word(base + Block<Page>::kControl + 16)) break;
+    for (uint32 i = begin; i < end; ++i) {
+      const uint32 body = following;
+      following = l.streams[i + 1 < end ? i + 1 : begin].body;
+      Page::compute(body, c);
+    }
+  }
+}
+
+template <class Page>
+struct Talker {
+  Worker<Page>& worker;
+  Talk<Page> talk;
+
+  MKC_DEVICE Talker(Worker<Page>& w, uint32 base) : worker(w), talk(w, base) {}
+
+  MKC_DEVICE uint32 place(uint32 number) const { return talk.base + Block<Page>::kTasks + number % kEntries * sizeof(Entry); }
+  // Threads 0 to 11 bring 16 bytes of a coming task each; it is there after their `copies_done` and a meeting.
+  MKC_DEVICE void bring(uint32 begin, uint32 index, uint32 end, uint32 number) {
+    constexpr int kPieces = sizeof(Entry) / 16;
+    if (lane() >= kPieces) return;
+    const uint32 at = index < end ? index : begin;
+    copy_async(place(number) + 16 * lane(), reinterpret_cast<const Quad*>(worker.l.entries + at) + lane());
+  }
+  MKC_DEVICE void step(uint32 begin, uint32 end, uint32& number) {
+    for (uint32 i = begin; i < end; ++i, ++number) {
+      if (lane() < static_cast<int>(sizeof(Entry) / 16)) copies_done();
+      meet(kAmongTalk, kTalkThreads);
+      bring(begin, i + 1, end, number + 1);
+      run(*static_cast<const Entry*>(__cvta_shared_to_generic(place(number))), number, worker.l.queue[i]);
+    }
+  }
+  MKC_DEVICE void run(const Entry& entry, uint32 number, uint32 index) {
+    const Task& task = entry.task;
+    uint64 taken = 0;
+    worker.current = index;
+    if (lane() == 0) {
+      worker.begin_task();
+      if (Page::kTrace) taken = clock_ns();
+      if (task.waits && !talk.aborted) talk.aborted = !worker.await(task.first_wait, task.waits, worker.step + 1, index);
+      if (Page::kTrace) talk.ready = clock_ns();
+      store_shared(talk.control(6), number % kEntries);
+    }
+    if (task.waits) talk.aborted = broadcast(talk.aborted);
+    Page::talk(task.body, talk, entry.operands, task.ranges);
+    if (task.signal >= 0 || Page::kTrace) sync();
+    if (lane() == 0) {
+      if (Page::kTrace) worker.stamp(index, taken, talk.ready);
+      if (task.signal >= 0) add_release(worker.counter(static_cast<uint32>(task.signal)), 1);
+    }
+  }
+  // A streaming kernel has one section: the ring is filled for the steps to come.
+  MKC_DEVICE void steps() {
+    const Launch& l = worker.l;
+    const uint32 id = worker.id, begin = l.bounds[id], end = l.bounds[id + 1], used = *l.uses;
+    uint32 number = 0, each = 0;
+    for (uint32 i = l.stream_bounds[id]; i < l.stream_bounds[id + 1]; ++i) each += l.streams[i].slots;
+    if (begin < end) bring(begin, begin, end, number);
+    for (worker.step = 0;; ++worker.step) {
+      const bool go = broadcast(lane() == 0 && !talk.aborted && worker.permitted());
+      if (lane() == 0) {
+        store_shared(talk.control(4), static_cast<uint32>(go));
+        if (!go) store_shared(talk.control(5), worker.step * each + Page::kRingSlots);
+      }
+      meet(kStepBegins, kBothThreads);
+      if (!go) break;
+      talk.use = used + worker.step + 1;
+      step(begin, end, number);
+      talk.aborted = any(talk.aborted);
+    }
+    if (lane() < static_cast<int>(sizeof(Entry) / 16)) copies_done();
+    worker.leave(used + worker.step);
+  }
+  MKC_DEVICE static bool any(bool value) {  // true for all talking threads when it is for one
+    uint32 found;
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbar.red.or.pred q, 5, 128, p;\nselp.u32 %0, 1, 0, q;\n}"
+                 : "=r"(found)
+                 : "r"(static_cast<uint32>(value))
+                 : "memory");
+    return found;
+  }
+};
+
+template <class Page>
+MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(opaque(threadIdx.x % 32));
+  const uint32 base = opaque(shared_address(memory));
+  if (threadIdx.x == 0) {
+    for (int slot = 0; slot < Page::kRingSlots; ++slot) {
+      barrier_init(base + Block<Page>::kFull + 8 * slot, kLoadWarps);
+      barrier_init(base + Block<Page>::kEmpty + 8 * slot, kComputeWarps);
+    }
+    store_shared(base + Block<Page>::kControl + 20, 0xFFFFFFFFu);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  if (warp < kComputeWarps) {
+    more_registers<168>();
+    compute_streams<Page>(launch, base, id, warp, lane);
+  } else if (warp < kComputeWarps + kTalkWarps) {
+    Worker<Page> worker(launch, id);
+    Talker<Page>(worker, base).steps();
+  } else {
+    fewer_registers<48>();
+    if (lane == 0) load_weights<Page>(launch, base, id, warp - kComputeWarps - kTalkWarps);
+  }
+}
+
+}  // namespace mkc
