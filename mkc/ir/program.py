@@ -33,7 +33,14 @@ SECTION = np.dtype(
     ]
 )
 OPERAND = np.dtype([("slot", "<u4"), ("offset", "<u8")])
-REPORT = np.dtype([(f, "<u4") for f in "failed worker section step task event have need".split()])
+LATE, OUTSIDE = 0, 1  # reasons of a report
+REPORT = np.dtype(
+    [
+        *((name, "<u4") for name in "failed reason worker section step task event have need extent".split()),
+        ("index", "<i8"),
+    ]
+)
+PLACE = np.dtype([("task", "<u4"), ("step", "<u4")])  # the last task taken up, plus one; its step
 STAMP = np.dtype([("worker", "<u4"), ("task", "<u4"), ("taken", "<u8"), ("ready", "<u8"), ("done", "<u8")])
 LAUNCH = np.dtype(
     [
@@ -43,7 +50,7 @@ LAUNCH = np.dtype(
         ("num_sections", "<u4"),
         ("num_events", "<u4"),
         ("steps", "<u4", (MAX_SECTIONS,)),
-        ("padding", "<u4"),
+        ("seed", "<u4"),
     ]
 )
 Words = NDArray[Any]
