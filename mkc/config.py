@@ -27,7 +27,10 @@ CXX = Variable("CXX", "", "The C++ compiler for the CPU target. Empty: the first
 DEADLINE = Variable("MKC_DEADLINE", "20", "Seconds a wait inside a kernel may take before it is reported as a hang.")
 DEBUG = Variable("MKC_DEBUG", "0", "1 builds host kernels hardly optimised, with debug information.")
 
-VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG)
+DELAY = Variable("MKC_DELAY", "0", "1 builds kernels that lose time at random around waits and signals: a test of the plan's order.")
+POISON = Variable("MKC_POISON", "0", "1 fills what a kernel has yet to write with NaN before each launch, so that reading it shows.")
+
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, DELAY, POISON)
 
 
 def target_name() -> str | None:
@@ -67,7 +70,19 @@ def dump_dir() -> Path | None:
 
 
 def debug() -> bool:
-    return DEBUG.get() not in ("", "0")
+    return _is_on(DEBUG)
+
+
+def delays() -> bool:
+    return _is_on(DELAY)
+
+
+def poison() -> bool:
+    return _is_on(POISON)
+
+
+def _is_on(variable: Variable) -> bool:
+    return variable.get() not in ("", "0")
 
 
 def _whole(variable: Variable) -> int:

@@ -13,6 +13,10 @@ class InputError(MkcError, TypeError):
     """An input has another shape, dtype, device or count than the model was compiled for."""
 
 
+class OutOfRangeError(InputError, IndexError):
+    """An index in an input points outside of the tensor it is for. What the run has written is not to be used."""
+
+
 class ModelError(MkcError):
     """The model cannot be compiled as it is: training mode, gradients, an untraceable forward."""
 

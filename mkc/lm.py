@@ -32,7 +32,7 @@ class CausalLM:
             raise InputError(f"max_length={max_length} must be from 2 to the model's {limit} positions")
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
-        self.state = make_state(model, self.max_length)
+        self.state = make_state(model, self.max_length, self.chunk)
         target = target_for(chosen, model.device)
         sections = raise_sections(model, self.state, self.stops, self.chunk)
         self._executable = Executable(sections, target, model.device, chosen.policy)

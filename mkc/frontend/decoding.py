@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
+from mkc import config
 from mkc.errors import ModelError
 from mkc.frontend.convert import Raised, convert
 from mkc.frontend.trace import trace
@@ -26,7 +27,7 @@ class State:
     """
 
     words: torch.Tensor  # int64 [4 + T]
-    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [1, H, T, D]
+    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [1, H, T or a little more, D]
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -40,11 +41,14 @@ class State:
         return (text, length, position, token.unsqueeze(0), done.view(torch.bool)[0], *self.caches)
 
     def prepare(self, ids: Sequence[int]) -> None:
-        """Lay out a prompt, at position 0, not done. The caches keep what they hold: it is never read."""
+        """Lay out a prompt, at position 0, not done. The caches keep what they hold: it is never read (MKC_POISON)."""
         words = torch.zeros(len(self.words), dtype=torch.int64)
         words[0] = len(ids)
         words[4 : 4 + len(ids)] = torch.tensor(ids)
         self.words.copy_(words)
+        if config.poison():
+            for cache in self.caches:
+                cache.fill_(torch.nan)
 
     def text(self, start: int, count: int) -> list[int]:
         """Tokens from `start` on, brought to the host."""
@@ -55,13 +59,13 @@ class State:
 DONE = 4  # the place of `done` among the tensors
 
 
-def make_state(model: PreTrainedModel, room: int) -> State:
-    """Fresh memory on the model's device, in its dtype, for `room` tokens."""
+def make_state(model: PreTrainedModel, room: int, chunk: int) -> State:
+    """Fresh memory on the model's device, in its dtype, for `room` tokens, and for what fills up the prompt's last chunk."""
     config, device = model.config.get_text_config(), model.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     caches = [
-        torch.zeros(1, heads, room, width, dtype=model.dtype, device=device)
+        torch.zeros(1, heads, -(-room // chunk) * chunk, width, dtype=model.dtype, device=device)
         for _ in range(2 * config.num_hidden_layers)
     ]
     return State(torch.zeros(4 + room, dtype=torch.int64, device=device), tuple(caches))

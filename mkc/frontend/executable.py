@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from mkc import config
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import InputError
 from mkc.frontend.convert import Raised, torch_dtype
@@ -61,6 +62,7 @@ class Executable:
             bound = _Binding(self, leaves)
             counts = steps or [1] * len(self.raised)
             self._refuse_repeats(counts)
+            self._poison(bound)
             stamps = self.kernel.trace(bound.addresses, counts)
             bound.results()
             return stamps
@@ -68,9 +70,17 @@ class Executable:
     def _launch(self, bound: "_Binding", steps: Sequence[int] | None) -> None:
         counts = steps or [1] * len(self.raised)
         self._refuse_repeats(counts)
+        self._poison(bound)
         stream = torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
         self.kernel.launch(bound.addresses, counts, stream)
         self.launches += 1
+
+    def _poison(self, bound: "_Binding") -> None:
+        """MKC_POISON: NaN as any float, -1 as any integer, wherever this launch has to write before it may read."""
+        if not config.poison():
+            return
+        for memory in (self._arena, *bound.outputs.values()):
+            memory.fill_(0xFF)
 
     def _refuse_repeats(self, counts: Sequence[int]) -> None:
         for raised, count in zip(self.raised, counts, strict=True):
@@ -82,7 +92,8 @@ class Executable:
         raised = self.raised[slot.section]
         match slot.kind:
             case Kind.ARENA:
-                return self._own(torch.empty(slot.nbytes, dtype=torch.uint8, device=self.device))
+                self._arena = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.device)
+                return self._own(self._arena)
             case Kind.CONST:
                 bits = raised.constants[slot.name].reshape(-1).view("uint8")
                 return self._own(torch.from_numpy(bits.copy()).to(self.device))

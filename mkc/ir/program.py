@@ -36,7 +36,14 @@ SECTION = np.dtype(
 OPERAND = np.dtype([("slot", "<u4"), ("offset", "<u8")])
 ENTRY = np.dtype([("task", TASK), ("operands", "<u8", (MAX_OPERANDS,))])
 STREAM = np.dtype([("offset", "<u8"), ("slots", "<u4"), ("body", "<u4")])
-REPORT = np.dtype([(f, "<u4") for f in "failed worker section step task event have need".split()])
+LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
+REPORT = np.dtype(
+    [
+        *((name, "<u4") for name in "failed reason worker section step task event have need extent".split()),
+        ("index", "<i8"),
+    ]
+)
+PLACE = np.dtype([("task", "<u4"), ("step", "<u4")])  # the last task taken up, plus one; its step
 STAMP = np.dtype([("worker", "<u4"), ("task", "<u4"), ("taken", "<u8"), ("ready", "<u8"), ("done", "<u8")])
 LAUNCH = np.dtype(
     [
@@ -47,7 +54,7 @@ LAUNCH = np.dtype(
         ("num_sections", "<u4"),
         ("num_events", "<u4"),
         ("steps", "<u4", (MAX_SECTIONS,)),
-        *((name, "<u4") for name in "window pace delay".split()),
+        *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
 Words = NDArray[Any]

@@ -17,11 +17,11 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
-from mkc.ir.program import EVENT_STRIDE, REPORT, STAMP, Program, Words
+from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
 from mkc.paths import TEMPLATES
-from mkc.targets.kernel import launch_words, pointers, raise_if_hung
+from mkc.targets.kernel import launch_words, pointers, raise_reported
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 OLDEST_CLANG = 18
@@ -51,9 +51,10 @@ class CpuKernel:
         self.program = program
         self.source = source
         self._lock = threading.Lock()
+        self._launches = 0  # which seeds the delays of test builds
         self._worker = _load(source.text, _flags(tracing=False)).mkc_worker
         self._counters = np.zeros((program.num_counters, EVENT_STRIDE), np.uint32)
-        self._progress = np.zeros(program.num_workers + 1, np.uint32)
+        self._progress = np.zeros(program.num_workers + 1, PLACE)
         self._report = np.zeros(1, REPORT)
         self._addresses: tuple[int, ...] = ()
         self._operands = np.zeros(len(program.operands), np.uint64)
@@ -66,7 +67,7 @@ class CpuKernel:
         worker = _load(self.source.text, _flags(tracing=True)).mkc_worker
         stamps = np.zeros(_executions(self.program, steps), STAMP)
         self._run(worker, addresses, steps, stamps)
-        return stamps[: int(self._progress[-1])]
+        return stamps[: int(self._progress["task"][-1])]
 
     def _run(self, worker: object, addresses: Sequence[int], steps: Sequence[int], stamps: Words | None) -> None:
         with self._lock:
@@ -74,12 +75,18 @@ class CpuKernel:
                 self._operands[:] = pointers(self.program, addresses)
                 self._addresses = tuple(addresses)
             self._progress[:] = 0
+            self._launches += 1
             deadline = config.deadline_ns()
-            words = launch_words(self.program, self._tables(stamps), steps, deadline)
-            _pool().mkc_pool_run(worker, words.ctypes.data_as(ctypes.c_void_p), self.program.num_workers)
-            report = self._report.copy()
-            self._report[:] = 0
-            raise_if_hung(self.program, report, self._progress, deadline)
+            words = launch_words(self.program, self._tables(stamps), steps, deadline, self._launches)
+            self._run_pool(worker, words)
+            if self._report["failed"][0]:
+                report = self._report.copy()
+                self._report[:] = 0
+                self._counters[:] = 0  # a worker that never came has not left either
+                raise_reported(self.program, report, self._progress, deadline)
+
+    def _run_pool(self, worker: object, words: Words) -> None:
+        _pool().mkc_pool_run(worker, words.ctypes.data_as(ctypes.c_void_p), self.program.num_workers)
 
     def _tables(self, stamps: Words | None) -> dict[str, int]:
         p = self.program
@@ -156,7 +163,8 @@ def _headers() -> str:
 
 
 def _flags(tracing: bool) -> tuple[str, ...]:
-    return (*(DEBUG_FLAGS if config.debug() else FLAGS), f"-DMKC_TRACE={str(tracing).lower()}")
+    base = DEBUG_FLAGS if config.debug() else FLAGS
+    return (*base, f"-DMKC_TRACE={str(tracing).lower()}", f"-DMKC_DELAY={str(config.delays()).lower()}")
 
 
 @cache

@@ -18,11 +18,18 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
+<<<<<<< HEAD
 from mkc.ir.graph import Kind
 from mkc.ir.program import ENTRY, EVENT_STRIDE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
 from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_if_hung
+=======
+from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
+from mkc.ir.target import Target
+from mkc.passes.render import Source
+from mkc.targets.kernel import launch_words, pointers, raise_reported
+>>>>>>> wt-d
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 LANES = 256  # threads of a worker
@@ -210,9 +217,9 @@ class Cubin:
         return Resources.of(self.log)
 
 
-def compile_cubin(text: str, arch: str, trace: bool = False) -> Cubin:
+def compile_cubin(text: str, arch: str, trace: bool = False, delays: bool = False) -> Cubin:
     """A complete page built for exactly `arch`, from the cache when it was built before. Raises BuildError."""
-    log, _, image = _built("getCUBIN", text, arch, trace).partition(b"\0")
+    log, _, image = _built("getCUBIN", text, arch, trace, delays).partition(b"\0")
     return Cubin(image, log.decode())
 
 
@@ -253,9 +260,10 @@ def _packaged(tool: str) -> str | None:
     return found
 
 
-def _built(product: str, text: str, arch: str, trace: bool = False) -> bytes:
+def _built(product: str, text: str, arch: str, trace: bool = False, delays: bool = False) -> bytes:
     """The log, a zero byte, and what NVRTC's `product` gives."""
-    flags = (*FLAGS, f"-arch={arch}", f"-DMKC_TRACE={str(trace).lower()}")
+    asked = {"MKC_TRACE": trace, "MKC_DELAY": delays}
+    flags = (*FLAGS, f"-arch={arch}", *(f"-D{name}={str(on).lower()}" for name, on in asked.items()))
     key = "\n".join([product, str(_nvrtc().getVersion()), *flags, text])
     return files.kept("cuda", key, lambda: _compile(product, text, flags))
 
@@ -322,6 +330,7 @@ class CudaKernel:
         self._chip = _present(device)
         self._lock = threading.Lock()
         self._traced: _Loaded | None = None
+        self._launches = 0  # which seeds the delays of test builds
         self._addresses: tuple[int, ...] = ()
         self.tuning = Tuning()
         self._loaded = self._load(trace=False)
@@ -359,7 +368,7 @@ class CudaKernel:
                 stamps = cupy.empty(room * STAMP.itemsize, np.uint8)
                 self._clear("progress")  # whose last word counts stamps
                 self._run(self._traced, addresses, steps, 0, stamps.data.ptr)
-                count = int(self._progress()[-1])
+                count = int(self._progress()["task"][-1])
                 copied: Words = stamps[: count * STAMP.itemsize].get().view(STAMP)
                 return copied
 
@@ -368,8 +377,13 @@ class CudaKernel:
     ) -> None:
         deadline = config.deadline_ns()
         cuda = _cupy().cuda
+<<<<<<< HEAD
         places = {**self._places, "stamps": stamps, "packed": self._address_of(Kind.PACKED, addresses)}
         words = launch_words(self.program, places, steps, deadline, self.tuning)
+=======
+        self._launches += 1
+        words = launch_words(self.program, {**self._places, "stamps": stamps}, steps, deadline, self._launches)
+>>>>>>> wt-d
         try:
             self._point(addresses, stream)
             # residency was checked: CuPy would shrink a grid that does not fit
@@ -389,7 +403,7 @@ class CudaKernel:
         if self._report["failed"][0]:
             report, progress = self._report.copy(), self._progress()
             self._restore()
-            raise_if_hung(self.program, report, progress, deadline)
+            raise_reported(self.program, report, progress, deadline)
 
     def _point(self, addresses: Sequence[int], stream: int) -> None:
         """Bring the operands' addresses to the GPU if they changed. The stream of every earlier copy has been drained."""
@@ -428,7 +442,7 @@ class CudaKernel:
         _cupy().cuda.runtime.deviceSynchronize()
 
     def _progress(self) -> Words:
-        words: Words = self._tables["progress"].get().view(np.uint32)
+        words: Words = self._tables["progress"].get().view(PLACE)
         return words
 
     def _host_tables(self) -> dict[str, Words]:
@@ -437,6 +451,7 @@ class CudaKernel:
             tasks=p.tasks, waits=p.waits, sections=p.sections, bounds=p.bounds, queue=p.queue,
             operands=np.zeros(len(p.operands), np.uint64),
             counters=np.zeros(p.num_counters * EVENT_STRIDE, np.uint32),
+<<<<<<< HEAD
             progress=np.zeros(p.num_workers + 1, np.uint32),
             **self._stream_tables(),
         )  # fmt: skip
@@ -448,10 +463,13 @@ class CudaKernel:
         return dict(
             entries=np.zeros(len(self.program.queue), ENTRY), streams=streams.records, stream_bounds=streams.bounds,
             uses=np.zeros(1, np.uint32),
+=======
+            progress=np.zeros(p.num_workers + 1, PLACE),
+>>>>>>> wt-d
         )  # fmt: skip
 
     def _load(self, trace: bool) -> _Loaded:
-        cubin = compile_cubin(self.source.complete, self._chip.arch, trace)
+        cubin = compile_cubin(self.source.complete, self._chip.arch, trace, config.delays())
         cuda = _cupy().cuda
         with self._using("load the kernel"):
             module = cuda.function.Module()

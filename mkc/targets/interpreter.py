@@ -10,11 +10,11 @@ import numpy as np
 from mkc.errors import PlanError
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Kind
-from mkc.ir.program import REPORT, Program, Words
+from mkc.ir.program import LATE, PLACE, REPORT, Program, Words
 from mkc.ir.tasks import Tasks
 from mkc.ir.tiling import Range, TileMap
 from mkc.ops import registry
-from mkc.targets.kernel import raise_if_hung
+from mkc.targets.kernel import raise_reported
 
 DECISION, SECTION_END = 0xFFFFFFFF, 0xFFFFFFFE  # what a worker may wait for besides a task, as in worker.cuh
 POISON = 0xFF  # what uninitialised memory holds: NaN as any float, -1 as any signed integer
@@ -75,7 +75,7 @@ class _Launch:
         self.steps = steps
         self.counters = [0] * self.program.num_counters
         self.barrier = self.program.num_events + 2 * len(self.program.sections)
-        self.progress = np.zeros(self.program.num_workers + 1, np.uint32)
+        self.progress = np.zeros(self.program.num_workers, PLACE)
         self.owners = [(tasks, task) for tasks in interpreter.sections for task in range(len(tasks.tasks))]
 
     def finish(self) -> None:
@@ -100,8 +100,8 @@ class _Launch:
         worker, state = min(blocked.items(), key=lambda item: item[1].task)
         counter, need = next((c, n) for c, n in state.needs if self.counters[c] < n)
         report = np.zeros(1, REPORT)
-        report[0] = (1, worker, state.section, state.step, state.task, counter, self.counters[counter], need)
-        raise_if_hung(self.program, report, self.progress, 0)
+        report[0] = (1, LATE, worker, state.section, state.step, state.task, counter, self.counters[counter], need, 0, 0)
+        raise_reported(self.program, report, self.progress, 0)
 
     # ---- a worker
 
@@ -152,7 +152,7 @@ class _Launch:
 
     def run(self, number: int, task: int, section: int, step: int) -> Blocking:
         words = self.program.tasks[task]
-        self.progress[number] += 1
+        self.progress[number] = task + 1, step
         yield _Blocked(self.needs(int(words["first_wait"]), int(words["waits"]), step + 1), task, section, step)
         self.compute(task)
         if words["signal"] >= 0:

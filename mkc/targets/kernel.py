@@ -6,9 +6,15 @@ from typing import Protocol
 
 import numpy as np
 
+<<<<<<< HEAD
 from mkc.errors import InputError, MegakernelHang, RangeError
 from mkc.ir.program import ENTRY, LAUNCH, MAX_OPERANDS, MAX_SECTIONS, Program, Words
+=======
+from mkc.errors import InputError, MegakernelHang, OutOfRangeError
+from mkc.ir.program import LAUNCH, MAX_SECTIONS, OUTSIDE, Program, Words
+>>>>>>> wt-d
 
+SHOWN = 8  # producers or workers in a message
 NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}
 PUBLISHED, MISFIT = 0xFFFFFFFD, 0xFFFFFFFC  # as in worker.cuh: what a report names when no event is at fault
 
@@ -31,6 +37,7 @@ def pointers(program: Program, addresses: Sequence[int]) -> Words:
     return np.asarray(bases[program.operands["slot"]] + program.operands["offset"])
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How streaming workers share the memory with those that wait: facts of a machine and a plan, found by measuring."""
@@ -42,6 +49,10 @@ class Tuning:
 
 def launch_words(
     program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int, tuning: Tuning = Tuning()
+=======
+def launch_words(
+    program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int, seed: int = 0
+>>>>>>> wt-d
 ) -> Words:
     """The launch struct; `tables` names the address of each table. Raises InputError for more steps than can be counted."""
     for section, count in zip(program.sections, steps, strict=True):
@@ -55,6 +66,7 @@ def launch_words(
     words["num_sections"] = len(program.sections)
     words["num_events"] = program.num_events
     words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
+<<<<<<< HEAD
     for name in ("window", "pace", "delay"):
         words[name] = getattr(tuning, name)
     return words
@@ -74,7 +86,25 @@ def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns:
     """Turn a device's report into an exception that says who waited for whom."""
     if not report["failed"][0]:
         return
+=======
+    words["seed"] = seed % 2**32
+    return words
+
+
+def raise_reported(program: Program, report: Words, progress: Words, deadline_ns: int) -> None:
+    """Turn a device's report into an exception: who waited for whom (MegakernelHang), or whose index lay outside.
+
+    `progress` has a PLACE for each worker.
+    """
+>>>>>>> wt-d
     r = {name: int(report[name][0]) for name in report.dtype.names or ()}
+    if not r["failed"]:
+        return
+    if r["reason"] == OUTSIDE:
+        raise OutOfRangeError(
+            f"index {r['index']} is outside of a dimension of {r['extent']}: {_named(program, r['task'])}, section "
+            f"{r['section']}, step {r['step']}; what this run has written is not to be used"
+        )
     waiter = NOT_A_TASK.get(r["task"]) or _named(program, r["task"])
     if r["event"] == MISFIT:
         raise RangeError(
@@ -92,6 +122,8 @@ def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns:
     ]
     if r["event"] < program.num_events:
         lines += _missing(program, r["event"], progress)
+    else:
+        lines += _standing(program, range(program.num_workers), progress)
     raise MegakernelHang("\n".join(lines))
 
 
@@ -105,21 +137,38 @@ def _named(program: Program, task: int) -> str:
 
 
 def _missing(program: Program, event: int, progress: Words) -> list[str]:
-    """The producers of an event, with the worker that owns each and how far that worker had come."""
-    lines = [f"Producers of event {event}:"]
-    lines += [f"  {_named(program, t)}{_owner(program, t, progress)}" for t in program.producers(event)[:8]]
-    hidden = len(program.producers(event)) - 8
-    return [*lines, f"  and {hidden} more"] if hidden > 0 else lines
+    """The producers of an event, and where the workers stand that have them in their queues."""
+    producers, owners = program.producers(event), _owners(program)
+    lines = [f"  {_named(program, t)}{_queued(owners.get(t))}" for t in producers]
+    workers = sorted({owners[t][0] for t in producers if t in owners}) or range(program.num_workers)
+    return [f"Producers of event {event}:", *_first(lines), *_standing(program, workers, progress)]
 
 
-def _owner(program: Program, task: int, progress: Words) -> str:
-    for worker in range(program.num_workers):
-        for section in program.sections:
-            if section["num_tasks"]:
-                continue
+def _standing(program: Program, workers: Sequence[int], progress: Words) -> list[str]:
+    return ["Where they stand:", *_first([f"  {_place(program, w, progress)}" for w in workers])]
+
+
+def _first(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"  and {len(lines) - SHOWN} more"]
+
+
+def _place(program: Program, worker: int, progress: Words) -> str:
+    task, step = int(progress["task"][worker]), int(progress["step"][worker])
+    if task == 0:
+        return f"worker {worker} has taken up no task"
+    return f"worker {worker} has taken up {_named(program, task - 1)}, in step {step}"
+
+
+def _queued(owner: tuple[int, int] | None) -> str:
+    return f", place {owner[1]} in the queue of worker {owner[0]}" if owner else ""
+
+
+def _owners(program: Program) -> dict[int, tuple[int, int]]:
+    """Where there are queues: the worker of each task, and the task's place in its queue, counted from 1."""
+    owners: dict[int, tuple[int, int]] = {}
+    for section in program.sections:
+        for worker in range(0 if section["num_tasks"] else program.num_workers):
             at = int(section["first_queue"]) + worker
-            queue = program.queue[program.bounds[at] : program.bounds[at + 1]]
-            if task in queue:
-                place = int(np.flatnonzero(queue == task)[0]) + 1
-                return f", place {place} in the queue of worker {worker}, which had begun {int(progress[worker])} tasks"
-    return ""
+            queue = program.queue[program.bounds[at] : program.bounds[at + 1]].tolist()
+            owners |= {task: (worker, place) for place, task in enumerate(queue, 1)}
+    return owners

@@ -36,9 +36,19 @@ struct Section {  // a plan and its queues, run for `Launch::steps` steps
   int32 stop;                          // operand index of a bool that ends the section when true, or -1
 };
 
-struct Report {  // the first failed wait
-  uint32 failed;
-  uint32 worker, section, step, task, event, have, need;
+constexpr uint32 kLate = 0, kOutside = 1;  // why a report was written: a wait that took too long; an index outside
+
+struct Report {  // the first thing that went wrong
+  uint32 failed;  // nobody writes a second report
+  uint32 reason, worker, section, step, task;
+  uint32 event, have, need;  // kLate
+  uint32 extent;             // kOutside: of the dimension that `index` points beyond
+  int64 index;
+};
+
+struct Place {  // where a worker stands, for the report
+  uint32 task;  // the last one it took up, plus one; 0: none so far
+  uint32 step;
 };
 
 struct Stamp {  // one execution of a task; times in nanoseconds
@@ -67,7 +77,7 @@ struct Launch {
   const uint32* bounds;
   const uint32* queue;
   uint32* counters;  // events, then one word each: per section ticket and verdict, barrier, leaving, aborted
-  uint32* progress;  // per worker: tasks begun, for the report
+  Place* progress;   // per worker, and one more whose `task` counts stamps
   Report* report;
   Stamp* stamps;  // trace builds only
   uint64 deadline_ns;
@@ -78,9 +88,13 @@ struct Launch {
   uint32* uses;  // how many steps earlier launches ran: published words count on from there
   uint32 num_workers, num_sections, num_events;
   uint32 steps[kMaxSections];
+<<<<<<< HEAD
   uint32 window;  // slots that may be on their way at once
   uint32 pace;    // cycles from one slot to the next, at least
   uint32 delay;   // cycles from a worker's own sums to its first look for the others'
+=======
+  uint32 seed;  // delay builds only: another launch is held up elsewhere
+>>>>>>> wt-d
 };
 
 }  // namespace mkc

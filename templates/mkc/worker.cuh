@@ -1,7 +1,7 @@
 // The loop every worker runs: take a task, await its events, do it, signal; step after step, section after section.
 #pragma once
 
-#include <mkc/abi.cuh>
+#include <mkc/fault.cuh>
 
 namespace mkc {
 
@@ -11,16 +11,21 @@ constexpr uint32 kPublished = 0xFFFFFFFDu;  // values that never came
 constexpr uint32 kMisfit = 0xFFFFFFFCu;     // values that cannot be published
 
 template <class Body>
-MKC_BODY void run_body(void* const* operands, const Range* ranges) {
-  Body::run(operands, ranges);
+MKC_BODY void run_body(void* const* operands, const Range* ranges, const Fault& fault) {
+  if constexpr (requires { Body::run(operands, ranges, fault); }) Body::run(operands, ranges, fault);
+  else Body::run(operands, ranges);
 }
 
 template <class Page>
 struct Worker {
   const Launch& l;
   const uint32 id;
+<<<<<<< HEAD
   uint32 section = 0, step = 0, begun = 0;
   uint32 current = 0;  // task, where bodies report on their own
+=======
+  uint32 section = 0, step = 0;
+>>>>>>> wt-d
 
   MKC_DEVICE Worker(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
 
@@ -54,7 +59,8 @@ struct Worker {
   MKC_DEVICE bool fail(uint32 task, uint32 event, uint32 have, uint32 need) {
     if (claim(&l.report->failed)) {
       Report& r = *l.report;
-      r.worker = id, r.section = section, r.step = step, r.task = task, r.event = event, r.have = have, r.need = need;
+      r.reason = kLate, r.worker = id, r.section = section, r.step = step, r.task = task;
+      r.event = event, r.have = have, r.need = need;
     }
     store_release(aborted(), 1);
     return false;
@@ -76,23 +82,43 @@ struct Worker {
     uint64 taken = 0, ready = 0;
     bool go = true;
     if (lane() == 0) {
+<<<<<<< HEAD
       begin_task();
+=======
+      store_relaxed(&l.progress[id].task, index + 1);
+>>>>>>> wt-d
       if (Page::kTrace) taken = clock_ns();
+      if (Page::kDelay) dawdle(index, 0);
       go = await(task.first_wait, task.waits, step + 1, index);
+      if (Page::kDelay) dawdle(index, 1);
       if (Page::kTrace) ready = clock_ns();
     }
     if (!broadcast(go)) return false;
-    Page::run(task.body, l.operands + task.operands, task.ranges);
+    Page::run(task.body, l.operands + task.operands, task.ranges, Fault{l.report, id, section, step, index});
     sync();  // every lane's writes come before lane 0's release
     if (lane() == 0) {
       if (Page::kTrace) stamp(index, taken, ready);
+      if (Page::kDelay) dawdle(index, 2);
       if (task.signal >= 0) add_release(counter(static_cast<uint32>(task.signal)), 1);
     }
     return true;
   }
   MKC_DEVICE void stamp(uint32 index, uint64 taken, uint64 ready) {
     if (l.stamps == nullptr) return;
-    l.stamps[fetch_add(&l.progress[l.num_workers], 1)] = Stamp{id, index, taken, ready, clock_ns()};
+    l.stamps[fetch_add(&l.progress[l.num_workers].task, 1)] = Stamp{id, index, taken, ready, clock_ns()};
+  }
+  // Test builds: now and then lose up to 32 us, in front of a wait, behind it, or in front of a signal. Who loses time
+  // where is drawn from the launch's seed, so that a run can be repeated.
+  MKC_DEVICE void dawdle(uint32 task, uint32 moment) {
+    uint32 drawn = l.seed;
+    const uint32 place[] = {id, section, step, task, moment};
+    for (const uint32 word : place) {
+      drawn = (drawn ^ word) * 0x9E3779B1u;
+      drawn ^= drawn >> 15;
+    }
+    if (drawn % 4 != 0) return;
+    const uint64 start = clock_ns(), loss = drawn / 4 % 8 != 0 ? drawn >> 21 : drawn >> 17;  // at most 2 us; or 32 us
+    while (clock_ns() - start < loss) pause(4096);
   }
 
   // ---- one step after another
@@ -102,7 +128,9 @@ struct Worker {
   MKC_DEVICE bool permitted() {
     const Section& s = l.sections[section];
     if (step >= l.steps[section]) return false;
+    store_relaxed(&l.progress[id].step, step);
     if (s.stop < 0) return true;
+    if (Page::kDelay) dawdle(0xFFFFFFFFu, 0);
     if (id == 0) {
       if (!await(s.first_stop_wait, s.stop_waits, step, kVerdict)) return false;
       const bool stop = *static_cast<const volatile uint8*>(l.operands[s.stop]) != 0;
@@ -144,6 +172,7 @@ struct Worker {
     bool go = true;
     sync();
     if (lane() == 0) {
+      if (Page::kDelay) dawdle(0xFFFFFFFEu, 0);
       fetch_add(barrier(), 1);
       go = until(barrier(), l.num_workers * (section + 1), kRendezvous, kRendezvous);
     }

@@ -18,7 +18,10 @@ from mkc.passes.schedule import POLICIES
 from mkc.paths import TEMPLATES
 from mkc.targets import cpu
 
-STRUCTS = {"Task": abi.TASK, "Wait": abi.WAIT, "Section": abi.SECTION, "Report": abi.REPORT, "Stamp": abi.STAMP, "Launch": abi.LAUNCH}
+STRUCTS = {
+    "Task": abi.TASK, "Wait": abi.WAIT, "Section": abi.SECTION, "Report": abi.REPORT, "Place": abi.PLACE, "Stamp": abi.STAMP,
+    "Launch": abi.LAUNCH,
+}  # fmt: skip
 IN_BITS = {("Task", "body"), ("Task", "waits")}  # bit fields have no address
 
 
@@ -26,7 +29,7 @@ def test_structs_lie_on_the_device_as_they_lie_in_numpy() -> None:
     lines = ["#include <mkc/abi.cuh>", "#include <stddef.h>"]
     for name, dtype in STRUCTS.items():
         lines.append(f"static_assert(sizeof(mkc::{name}) == {dtype.itemsize});")
-        fields = {f: at for f, (_, at, *_) in (dtype.fields or {}).items() if (name, f) not in IN_BITS and f != "padding"}
+        fields = {f: at for f, (_, at, *_) in (dtype.fields or {}).items() if (name, f) not in IN_BITS}
         lines += [f"static_assert(offsetof(mkc::{name}, {f}) == {at});" for f, at in fields.items()]
     constants = {"kMaxAxes": abi.MAX_AXES, "kMaxSections": abi.MAX_SECTIONS, "kEventStride": abi.EVENT_STRIDE}
     lines += [f"static_assert(mkc::{name} == {value});" for name, value in constants.items()]

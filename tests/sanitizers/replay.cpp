@@ -55,7 +55,8 @@ int main(int, char** arguments) {
     const Operand& operand = operands.as<Operand>()[i];
     pointers.push_back(slots[operand.slot].bytes.get() + operand.offset);
   }
-  std::vector<uint32> counters(counts.counters * kEventStride), progress(counts.workers + 1);
+  std::vector<uint32> counters(counts.counters * kEventStride);
+  std::vector<Place> progress(counts.workers + 1);
   Report report{};
   Launch launch{};
   launch.tasks = tasks.as<Task>();

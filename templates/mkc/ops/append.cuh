@@ -1,6 +1,7 @@
-// out[..., index[n], ...] = source[..., n, ...], in order of n; an index outside of `out` writes nothing
+// out[..., index[n], ...] = source[..., n, ...], in order of n; an index outside of `out` is reported and writes nothing
 #pragma once
 
+#include <mkc/fault.cuh>
 #include <mkc/view.cuh>
 
 namespace mkc::ops {
@@ -12,7 +13,7 @@ struct Append {
   static constexpr int kDeep = kTeamLanes > 1 ? 8 : 1;  // rows that are read before they are written
 
   // Each element of `out` has one lane that writes it, so that of equal indices the last one stays.
-  MKC_DEVICE static void run(void* const* p, const Range* r) {
+  MKC_DEVICE static void run(void* const* p, const Range* r, const Fault& fault) {
     const Out out(p[0]);
     const Index index(p[1]);
     const Source source(p[2]);
@@ -23,7 +24,7 @@ struct Append {
       outer *= d < kRank - 1 ? extent[d] : 1;
     }
     for (int first = 0; first < kRows; first += kDeep) {
-      tile_loop(outer, kWidth, [=](int row, int column) {
+      tile_loop(outer, kWidth, [=, &fault](int row, int column) {
         int at[kRank];
         at[kRank - 1] = column;
         MKC_UNROLL
@@ -42,8 +43,10 @@ struct Append {
         }
         MKC_UNROLL
         for (int j = 0; j < kDeep; ++j) {
+          if (first + j >= kRows) continue;
           at[Dim] = static_cast<int>(to[j]);
-          if (first + j < kRows && 0 <= to[j] && to[j] < kCapacity) out.at(at) = values[j];
+          if (0 <= to[j] && to[j] < kCapacity) out.at(at) = values[j];
+          else fault.outside(to[j], kCapacity);
         }
       });
     }

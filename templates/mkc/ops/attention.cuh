@@ -196,9 +196,9 @@ struct AttentionBy {
       MKC_UNROLL
       for (int i = 0; i < M; ++i) {
         const int64 last = limit(rows.batch, rows.head_of(i), rows.position_of(i));
-        end = last < end ? end : last + 1;
+        end = last < end ? end : (last < kKeys ? last + 1 : kKeys);
       }
-      return {0, end < kKeys ? static_cast<int>(end) : kKeys};
+      return {0, static_cast<int>(end)};
     } else {
       const int stride = kTeamLanes * (share ? teams() : 1), first = kTeamLanes * (share ? team() : 0);
       int begin = kKeys, end = 0, grain = first;

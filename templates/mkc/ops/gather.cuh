@@ -1,8 +1,9 @@
 // y[a, i, c] = Expr(x[a, index[a, i, c], c], extras[a, i, c]...). An index below zero counts from the end; one outside of x
-// is moved to its edge, so that nothing beside the tensor is ever read.
+// is reported and moved to its edge, so that nothing beside the tensor is ever read.
 #pragma once
 
 #include <mkc/expr.cuh>
+#include <mkc/fault.cuh>
 #include <mkc/rows.cuh>
 
 namespace mkc::ops {
@@ -16,9 +17,10 @@ struct Gather {
   X x;
   Index index;
   Each<Extras...> extras;
+  const Fault& fault;
 
-  MKC_DEVICE static void run(void* const* p, const Range* r) {
-    const Gather op{Y(p[0]), X(p[1]), Index(p[2]), Each<Extras...>(p + 3)};
+  MKC_DEVICE static void run(void* const* p, const Range* r, const Fault& fault) {
+    const Gather op{Y(p[0]), X(p[1]), Index(p[2]), Each<Extras...>(p + 3), fault};
     if constexpr (kWide) op.wide(r[0], r[1], r[2]);
     else op.narrow(r[0], r[1], r[2]);
   }
@@ -40,10 +42,12 @@ struct Gather {
       move(a, i, c, inside(index(a, i, c)));
     });
   }
-  MKC_DEVICE static int64 inside(int64 place) {
+  MKC_DEVICE int64 inside(int64 place) const {
     constexpr int64 kExtent = X::extent(1);
     const int64 wrapped = place < 0 ? place + kExtent : place;
-    return wrapped < 0 ? 0 : (wrapped < kExtent ? wrapped : kExtent - 1);
+    if (0 <= wrapped && wrapped < kExtent) return wrapped;
+    fault.outside(place, kExtent);
+    return wrapped < 0 ? 0 : kExtent - 1;
   }
   MKC_DEVICE void move(int a, int i, int c, int64 place) const {
     const auto at = [=](const auto& view) -> auto& { return view(a, i, c); };
