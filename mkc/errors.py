@@ -41,5 +41,5 @@ class MegakernelHang(MkcError, TimeoutError):  # noqa: N818  (the name of the ev
     """A wait passed its deadline. The message names the waiting task and the producers that are missing."""
 
 
-class RangeError(MkcError, ArithmeticError):
+class MagnitudeError(MkcError, OverflowError):
     """A value inside the kernel was not finite, or too large to be handed from worker to worker."""

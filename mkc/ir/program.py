@@ -84,6 +84,7 @@ class Body:
     header: str
     type: str
     example: str
+    streams: bool = False  # has a part for compute warps
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Source:
 
 def render(program: Program, target: Target, name: str = "megakernel", summary: str = "") -> Source:
     language = "cuda" if target.name == "cuda" else "c++"
-    template = _environment().get_template("kernel.cu.j2" if language == "cuda" else "kernel.cpp.j2")
+    template = _environment().get_template(_page(program, language))
     text = template.render(
         name=name,
         target=target,
@@ -42,6 +42,12 @@ def render(program: Program, target: Target, name: str = "megakernel", summary: 
         summary=[line.rstrip() for line in summary.splitlines()],
     )
     return Source(text, lay_in(text), language)
+
+
+def _page(program: Program, language: str) -> str:
+    if program.streams:
+        return "kernel_sm90.cu.j2"
+    return "kernel.cu.j2" if language == "cuda" else "kernel.cpp.j2"
 
 
 def lay_in(text: str) -> str:

@@ -18,18 +18,11 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
-<<<<<<< HEAD
 from mkc.ir.graph import Kind
-from mkc.ir.program import ENTRY, EVENT_STRIDE, REPORT, STAMP, Program, Words
+from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
-from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_if_hung
-=======
-from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
-from mkc.ir.target import Target
-from mkc.passes.render import Source
-from mkc.targets.kernel import launch_words, pointers, raise_reported
->>>>>>> wt-d
+from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 LANES = 256  # threads of a worker
@@ -377,13 +370,9 @@ class CudaKernel:
     ) -> None:
         deadline = config.deadline_ns()
         cuda = _cupy().cuda
-<<<<<<< HEAD
-        places = {**self._places, "stamps": stamps, "packed": self._address_of(Kind.PACKED, addresses)}
-        words = launch_words(self.program, places, steps, deadline, self.tuning)
-=======
         self._launches += 1
-        words = launch_words(self.program, {**self._places, "stamps": stamps}, steps, deadline, self._launches)
->>>>>>> wt-d
+        places = {**self._places, "stamps": stamps, "packed": self._address_of(Kind.PACKED, addresses)}
+        words = launch_words(self.program, places, steps, deadline, self._launches, self.tuning)
         try:
             self._point(addresses, stream)
             # residency was checked: CuPy would shrink a grid that does not fit
@@ -451,8 +440,7 @@ class CudaKernel:
             tasks=p.tasks, waits=p.waits, sections=p.sections, bounds=p.bounds, queue=p.queue,
             operands=np.zeros(len(p.operands), np.uint64),
             counters=np.zeros(p.num_counters * EVENT_STRIDE, np.uint32),
-<<<<<<< HEAD
-            progress=np.zeros(p.num_workers + 1, np.uint32),
+            progress=np.zeros(p.num_workers + 1, PLACE),
             **self._stream_tables(),
         )  # fmt: skip
 
@@ -463,9 +451,6 @@ class CudaKernel:
         return dict(
             entries=np.zeros(len(self.program.queue), ENTRY), streams=streams.records, stream_bounds=streams.bounds,
             uses=np.zeros(1, np.uint32),
-=======
-            progress=np.zeros(p.num_workers + 1, PLACE),
->>>>>>> wt-d
         )  # fmt: skip
 
     def _load(self, trace: bool) -> _Loaded:

@@ -6,17 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-<<<<<<< HEAD
-from mkc.errors import InputError, MegakernelHang, RangeError
-from mkc.ir.program import ENTRY, LAUNCH, MAX_OPERANDS, MAX_SECTIONS, Program, Words
-=======
-from mkc.errors import InputError, MegakernelHang, OutOfRangeError
-from mkc.ir.program import LAUNCH, MAX_SECTIONS, OUTSIDE, Program, Words
->>>>>>> wt-d
+from mkc.errors import InputError, MagnitudeError, MegakernelHang, OutOfRangeError
+from mkc.ir.program import ENTRY, LAUNCH, MAX_OPERANDS, MAX_SECTIONS, MISFIT, OUTSIDE, UNPUBLISHED, Program, Words
 
 SHOWN = 8  # producers or workers in a message
 NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}
-PUBLISHED, MISFIT = 0xFFFFFFFD, 0xFFFFFFFC  # as in worker.cuh: what a report names when no event is at fault
 
 
 class Kernel(Protocol):
@@ -37,7 +31,6 @@ def pointers(program: Program, addresses: Sequence[int]) -> Words:
     return np.asarray(bases[program.operands["slot"]] + program.operands["offset"])
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How streaming workers share the memory with those that wait: facts of a machine and a plan, found by measuring."""
@@ -47,12 +40,16 @@ class Tuning:
     delay: int = 1400  # cycles from a worker's own sums to its first look for the others'
 
 
+UNTUNED = Tuning()
+
+
 def launch_words(
-    program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int, tuning: Tuning = Tuning()
-=======
-def launch_words(
-    program: Program, tables: dict[str, int], steps: Sequence[int], deadline_ns: int, seed: int = 0
->>>>>>> wt-d
+    program: Program,
+    tables: dict[str, int],
+    steps: Sequence[int],
+    deadline_ns: int,
+    seed: int = 0,
+    tuning: Tuning = UNTUNED,
 ) -> Words:
     """The launch struct; `tables` names the address of each table. Raises InputError for more steps than can be counted."""
     for section, count in zip(program.sections, steps, strict=True):
@@ -66,7 +63,7 @@ def launch_words(
     words["num_sections"] = len(program.sections)
     words["num_events"] = program.num_events
     words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
-<<<<<<< HEAD
+    words["seed"] = seed % 2**32
     for name in ("window", "pace", "delay"):
         words[name] = getattr(tuning, name)
     return words
@@ -82,21 +79,11 @@ def entries(program: Program, addresses: Words) -> Words:
     return made
 
 
-def raise_if_hung(program: Program, report: Words, progress: Words, deadline_ns: int) -> None:
-    """Turn a device's report into an exception that says who waited for whom."""
-    if not report["failed"][0]:
-        return
-=======
-    words["seed"] = seed % 2**32
-    return words
-
-
 def raise_reported(program: Program, report: Words, progress: Words, deadline_ns: int) -> None:
     """Turn a device's report into an exception: who waited for whom (MegakernelHang), or whose index lay outside.
 
     `progress` has a PLACE for each worker.
     """
->>>>>>> wt-d
     r = {name: int(report[name][0]) for name in report.dtype.names or ()}
     if not r["failed"]:
         return
@@ -106,15 +93,15 @@ def raise_reported(program: Program, report: Words, progress: Words, deadline_ns
             f"{r['section']}, step {r['step']}; what this run has written is not to be used"
         )
     waiter = NOT_A_TASK.get(r["task"]) or _named(program, r["task"])
-    if r["event"] == MISFIT:
-        raise RangeError(
-            f"{waiter} computed a value that is not finite, or 2^64 and more; streaming workers cannot hand it on. "
-            "Look for the reason with the portable worker: mkc.compile(..., worker=\"portable\")"
+    if r["reason"] == MISFIT:
+        raise MagnitudeError(
+            f"{waiter} computed a value that is not finite, or 2^64 and more, in step {r['step']}; streaming workers "
+            "cannot hand it on. Look for the reason with streams=False"
         )
-    if r["event"] == PUBLISHED:
+    if r["reason"] == UNPUBLISHED:
         raise MegakernelHang(
-            f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, step {r['step']}, "
-            f"waited for published inputs of {waiter}, which never came"
+            f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, step {r['step']}, waited for "
+            f"published inputs of {waiter}, which never came"
         )
     lines = [
         f"the kernel gave up after {deadline_ns / 1e9:g} s: worker {r['worker']}, section {r['section']}, step {r['step']}, "

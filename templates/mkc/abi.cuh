@@ -36,7 +36,8 @@ struct Section {  // a plan and its queues, run for `Launch::steps` steps
   int32 stop;                          // operand index of a bool that ends the section when true, or -1
 };
 
-constexpr uint32 kLate = 0, kOutside = 1;  // why a report was written: a wait that took too long; an index outside
+// Why a report was written: a wait that took too long; an index outside; published values that never came, or cannot go.
+constexpr uint32 kLate = 0, kOutside = 1, kUnpublished = 2, kMisfit = 3;
 
 struct Report {  // the first thing that went wrong
   uint32 failed;  // nobody writes a second report
@@ -88,13 +89,11 @@ struct Launch {
   uint32* uses;  // how many steps earlier launches ran: published words count on from there
   uint32 num_workers, num_sections, num_events;
   uint32 steps[kMaxSections];
-<<<<<<< HEAD
   uint32 window;  // slots that may be on their way at once
   uint32 pace;    // cycles from one slot to the next, at least
   uint32 delay;   // cycles from a worker's own sums to its first look for the others'
-=======
   uint32 seed;  // delay builds only: another launch is held up elsewhere
->>>>>>> wt-d
+  uint32 padding;
 };
 
 }  // namespace mkc

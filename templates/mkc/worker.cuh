@@ -7,8 +7,6 @@ namespace mkc {
 
 // What a report names when no event is at fault.
 constexpr uint32 kRendezvous = 0xFFFFFFFEu, kVerdict = 0xFFFFFFFFu;
-constexpr uint32 kPublished = 0xFFFFFFFDu;  // values that never came
-constexpr uint32 kMisfit = 0xFFFFFFFCu;     // values that cannot be published
 
 template <class Body>
 MKC_BODY void run_body(void* const* operands, const Range* ranges, const Fault& fault) {
@@ -20,12 +18,8 @@ template <class Page>
 struct Worker {
   const Launch& l;
   const uint32 id;
-<<<<<<< HEAD
-  uint32 section = 0, step = 0, begun = 0;
-  uint32 current = 0;  // task, where bodies report on their own
-=======
   uint32 section = 0, step = 0;
->>>>>>> wt-d
+  uint32 current = 0;  // task, where bodies report on their own
 
   MKC_DEVICE Worker(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
 
@@ -56,10 +50,10 @@ struct Worker {
       pause(spins);
     }
   }
-  MKC_DEVICE bool fail(uint32 task, uint32 event, uint32 have, uint32 need) {
+  MKC_DEVICE bool fail(uint32 task, uint32 event, uint32 have, uint32 need, uint32 reason = kLate) {
     if (claim(&l.report->failed)) {
       Report& r = *l.report;
-      r.reason = kLate, r.worker = id, r.section = section, r.step = step, r.task = task;
+      r.reason = reason, r.worker = id, r.section = section, r.step = step, r.task = task;
       r.event = event, r.have = have, r.need = need;
     }
     store_release(aborted(), 1);
@@ -75,18 +69,14 @@ struct Worker {
 
   // ---- one task
 
-  MKC_DEVICE void begin_task() { store_relaxed(&l.progress[id], ++begun); }
+  MKC_DEVICE void begin_task(uint32 index) { store_relaxed(&l.progress[id].task, index + 1); }
 
   MKC_DEVICE bool run(uint32 index) {
     const Task& task = l.tasks[index];
     uint64 taken = 0, ready = 0;
     bool go = true;
     if (lane() == 0) {
-<<<<<<< HEAD
-      begin_task();
-=======
-      store_relaxed(&l.progress[id].task, index + 1);
->>>>>>> wt-d
+      begin_task(index);
       if (Page::kTrace) taken = clock_ns();
       if (Page::kDelay) dawdle(index, 0);
       go = await(task.first_wait, task.waits, step + 1, index);

@@ -56,6 +56,10 @@ struct Ring {
   }
 };
 
+struct Fragment {  // where a thread stands among the compute warps, and in the tensor cores' fragments
+  int warp, row, column;
+};
+
 // What a body's compute part knows: where it stands among the compute warps, the ring, and shared memory.
 template <class Page>
 struct Compute {
@@ -69,8 +73,11 @@ struct Compute {
         sums(opaque(base + Block<Page>::kSums)),
         warp(warp),
         lane(lane) {}
-  MKC_DEVICE int row() const { return lane / 4; }     // of a tensor core's fragment
-  MKC_DEVICE int column() const { return lane % 4; }  // pairs of columns
+  // Opaque, or the compiler would compute the addresses of all bodies before the first, and run out of registers.
+  MKC_DEVICE Fragment place() const {
+    const int thread = static_cast<int>(opaque(warp * 32 + lane));
+    return {thread / 32, thread % 32 / 4, thread % 4};
+  }
   MKC_DEVICE const Entry& entry() const {
     const uint32 place = load_shared_word(base + Block<Page>::kControl + 24);
     return *static_cast<const Entry*>(__cvta_shared_to_generic(base + Block<Page>::kTasks + place * sizeof(Entry)));
@@ -91,7 +98,7 @@ struct Talk {
   MKC_DEVICE Talk(Worker<Page>& w, uint32 base)
       : worker(w), base(base), input(opaque(base + Block<Page>::kInput)), sums(opaque(base + Block<Page>::kSums)) {}
 
-  MKC_DEVICE static int thread() { return lane(); }
+  MKC_DEVICE static int thread() { return static_cast<int>(opaque(lane())); }
   MKC_DEVICE void compute_may_begin() { arrive(kTaskBegins, kBothThreads); }
   MKC_DEVICE void input_is_ready() {
     arrive(kInputReady, kBothThreads);
@@ -118,11 +125,11 @@ struct Talk {
     const uint64 now = clock_ns();
     if (waiting == 0) waiting = now;
     if (now - waiting <= worker.l.deadline_ns) return false;
-    worker.fail(worker.current, kPublished, use - 1, use);
+    worker.fail(worker.current, 0, use - 1, use, kUnpublished);
     return true;
   }
   MKC_DEVICE void report_misfits() {
-    if (misfit && !aborted) worker.fail(worker.current, kMisfit, 0, 0), aborted = true;
+    if (misfit && !aborted) worker.fail(worker.current, 0, 0, 0, kMisfit), aborted = true;
   }
   MKC_DEVICE uint32 control(int word) const { return base + Block<Page>::kControl + 4 * word; }
   // the sum of a value over the talking threads, to all of them
@@ -225,14 +232,14 @@ struct Talker {
     uint64 taken = 0;
     worker.current = index;
     if (lane() == 0) {
-      worker.begin_task();
+      worker.begin_task(index);
       if (Page::kTrace) taken = clock_ns();
       if (task.waits && !talk.aborted) talk.aborted = !worker.await(task.first_wait, task.waits, worker.step + 1, index);
       if (Page::kTrace) talk.ready = clock_ns();
       store_shared(talk.control(6), number % kEntries);
     }
     if (task.waits) talk.aborted = broadcast(talk.aborted);
-    Page::talk(task.body, talk, entry.operands, task.ranges);
+    Page::talk(task.body, talk, entry.operands, task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, index});
     if (task.signal >= 0 || Page::kTrace) sync();
     if (lane() == 0) {
       if (Page::kTrace) worker.stamp(index, taken, talk.ready);

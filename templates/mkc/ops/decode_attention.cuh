@@ -46,8 +46,9 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     const Where where(entry.operands, entry.task.ranges);
     const bf16* const keys = Cache(entry.operands[2]).data + where.head * Step0;
     const bf16* const values = Cache(entry.operands[3]).data + where.head * Step0;
-    const int g = c.row(), t = c.column(), count = where.keys();
-    Quad k[2][D / 32], v[4][D / 64], q[D / 32];
+    const auto [warp, g, t] = c.place();
+    const int count = where.keys();
+    Quad k[2][D / 32], v[4][D / 64];
     const auto load_keys = [&](int first) {
       MKC_UNROLL
       for (int u = 0; u < 2; ++u) {
@@ -64,11 +65,9 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         for (int j = 0; j < D / 64; ++j) v[u][j] = row < where.cached ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
       }
     };
-    int tile = c.warp, first = where.first(tile);
+    int tile = warp, first = where.first(tile);
     if (first < count) load_keys(first), load_values(first);
     meet(kInputReady, kBothThreads);
-    MKC_UNROLL
-    for (int j = 0; j < D / 32; ++j) q[j] = load_shared(c.input + g * kPitch + (j * 32 + t * 8) * 2);
     float out[D / 8][2] = {}, top = kNone, total = 0.0f;
     MKC_NO_UNROLL
     while (first < count) {
@@ -85,10 +84,11 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       float s[2][2] = {};
       MKC_UNROLL
       for (int j = 0; j < D / 32; ++j) {
+        const Quad q = load_shared(c.input + g * kPitch + (j * 32 + t * 8) * 2);
         MKC_UNROLL
         for (int u = 0; u < 2; ++u) {
-          multiply_upper(s[u], q[j].x, q[j].y, k[u][j].x, k[u][j].y);
-          multiply_upper(s[u], q[j].z, q[j].w, k[u][j].z, k[u][j].w);
+          multiply_upper(s[u], q.x, q.y, k[u][j].x, k[u][j].y);
+          multiply_upper(s[u], q.z, q.w, k[u][j].z, k[u][j].w);
         }
       }
       if (next < count) load_keys(next);
@@ -137,7 +137,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     MKC_UNROLL
     for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
     if (g < kGroup) {
-      const uint32 row = c.warp * kGroup + g, to = c.input + kResults + row * D * 4;
+      const uint32 row = warp * kGroup + g, to = c.input + kResults + row * D * 4;
       if (total > 0.0f) {
         MKC_UNROLL
         for (int i = 0; i < D / 8; ++i) {  // column 2t of mma i is dim i % 8 of the 8 that lane row 2t holds

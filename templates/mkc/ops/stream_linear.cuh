@@ -66,10 +66,11 @@ template <int Tiles, int F, class Page>
 MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   using P = Passage<Tiles, F>;
   constexpr bool kPairs = F % 2 == 0;
-  const int half = c.row() % 2;
-  const uint32 input = c.input + 2 * (kPairs ? c.warp * 64 + half * 32 + c.column() * 8 : c.warp * 32 + half * 16 + c.column() * 4);
-  const uint32 sums = c.sums + c.warp * kMaxTiles * 32 + c.row() * 4;
-  const bool holder = c.column() == 0;
+  const Fragment at = c.place();
+  const int half = at.row % 2;
+  const uint32 input = c.input + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
+  const uint32 sums = c.sums + at.warp * kMaxTiles * 32 + at.row * 4;
+  const bool holder = at.column == 0;
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
@@ -203,7 +204,7 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int word = talk.thread();  // four outputs of a round
+    const int word = talk.thread();  // has four outputs of a round
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
     Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
     float scale = kRaw ? kUnscaled : 1.0f;
