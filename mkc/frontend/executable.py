@@ -81,7 +81,7 @@ class Executable:
         """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""
         raised = self.raised[slot.section]
         match slot.kind:
-            case Kind.ARENA:
+            case Kind.ARENA | Kind.WORDS:
                 return self._own(torch.empty(slot.nbytes, dtype=torch.uint8, device=self.device))
             case Kind.CONST:
                 bits = raised.constants[slot.name].reshape(-1).view("uint8")

@@ -5,7 +5,7 @@ it raises, by name. Views and constants are claims without an operator. `PATTERN
 operator is spelled out in smaller ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -42,10 +42,11 @@ class Op:
     name: str
     struct: str
     tile: Callable[[Node, Target], Tiling]
-    reference: Callable[[Node, Sequence[Array]], tuple[Array, ...]]
+    reference: Callable[..., tuple[Array, ...]]  # (node, boxes), and with `ranged` the ranges of the grid point
     arguments: Callable[[Node], tuple[str, ...]] = _no_arguments
     flops: Callable[[Node], float] = _no_flops  # of the whole node
     stores: bool = False
+    ranged: bool = False  # the boxes alone do not say what is to be computed
 
 
 @cache

@@ -8,16 +8,17 @@ import numpy as np
 from mkc.errors import PlanError
 from mkc.ir.graph import Kind, Node, Tensor
 from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Program, Slot
-from mkc.ir.tasks import ARENA, Schedule, Wait
+from mkc.ir.tasks import ARENA, WORDS, Schedule, Wait
 from mkc.ir.tiling import Tiling
 from mkc.ops import registry
-from mkc.passes.place import arena_bytes
+from mkc.passes.place import arena_bytes, words_bytes
 
 
 def encode(schedules: Sequence[Schedule]) -> Program:
     if not 1 <= len(schedules) <= MAX_SECTIONS:
         raise PlanError(f"a program has 1 to {MAX_SECTIONS} sections, not {len(schedules)}")
-    words = _Words(max(arena_bytes(s.events.tasks.graph) for s in schedules))
+    graphs = [s.events.tasks.graph for s in schedules]
+    words = _Words(max(map(arena_bytes, graphs)), max(map(words_bytes, graphs)))
     for number, schedule in enumerate(schedules):
         words.add(schedule, number)
     return words.program(schedules[0].target.workers)
@@ -26,9 +27,11 @@ def encode(schedules: Sequence[Schedule]) -> Program:
 class _Words:
     """Grows section by section; indices into shared tables are absolute."""
 
-    def __init__(self, arena: int) -> None:
+    def __init__(self, arena: int, published: int) -> None:
         self.slots = {(ARENA, 0): Slot(ARENA, Kind.ARENA, max(arena, 1), 0)}
-        self.numbers = {(ARENA, 0): 0}
+        if published:
+            self.slots[WORDS, 0] = Slot(WORDS, Kind.WORDS, published, 0)
+        self.numbers = {key: number for number, key in enumerate(self.slots)}
         self.operands: list[tuple[int, int]] = []
         self.bodies: dict[str, Body] = {}
         self.tasks: list[np.void] = []
@@ -95,7 +98,7 @@ class _Words:
 
     def _operand(self, tensor: Tensor, section: int) -> int:
         storage = tensor.storage
-        key = (ARENA, 0) if storage.kind is Kind.ARENA else (storage.name, section)
+        key = (storage.kind.value, 0) if storage.kind.is_ours else (storage.name, section)
         if key not in self.slots:
             self.numbers[key] = len(self.slots)
             self.slots[key] = Slot.of(storage, section)
