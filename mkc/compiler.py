@@ -1,4 +1,4 @@
-"""Graphs -> Compilation. The compiler is a sentence: fuse, place, tile, link, signal, schedule, encode, render."""
+"""Graphs -> Compilation. The compiler is a sentence: fuse, (stream,) place, tile, link, signal, schedule, encode, render."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from mkc.passes.place import place
 from mkc.passes.render import Source, render
 from mkc.passes.schedule import schedule
 from mkc.passes.signal import signal
+from mkc.passes.stream import stream
 from mkc.passes.summary import summarise
 from mkc.passes.tile import tile
 
@@ -43,7 +44,7 @@ class Compilation:
 
 def lower(graph: Graph, target: Target, policy: str = "static") -> Lowering:
     """One graph through all passes but the last two."""
-    fused = fuse(graph)
+    fused = stream(fuse(graph), target) if target.streams else fuse(graph)
     placed = place(fused)
     tasks = tile(placed, target)
     linked = link(tasks)

@@ -20,9 +20,9 @@ from mkc.targets.interpreter import Interpreter
 torch.set_num_threads(1)
 
 
-def machine(workers: int, bytes_per_ns: float = 20.0) -> Target:
+def machine(workers: int, bytes_per_ns: float = 20.0, streams: bool = False) -> Target:
     """A host on which handing work over costs nothing, so that small tensors are cut too."""
-    return Target("cpu", "any", workers, 1, 32 * 1024, bytes_per_ns, 20.0, task_ns=1.0, event_ns=1.0)
+    return Target("cpu", "any", workers, 1, 32 * 1024, bytes_per_ns, 20.0, task_ns=1.0, event_ns=1.0, streams=streams)
 
 
 @contextmanager

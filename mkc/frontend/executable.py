@@ -13,6 +13,7 @@ from mkc import config
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import InputError
 from mkc.frontend.convert import Raised, torch_dtype
+from mkc.frontend.packing import packed
 from mkc.frontend.trace import Attribute, UserInput
 from mkc.inspect.stages import dump
 from mkc.ir.graph import Kind, Tensor
@@ -94,12 +95,29 @@ class Executable:
             case Kind.ARENA:
                 self._arena = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.device)
                 return self._own(self._arena)
+            case Kind.WORDS:  # of no use yet
+                return self._own(torch.zeros(slot.nbytes, dtype=torch.uint8, device=self.device))
+            case Kind.PACKED:
+                return self._own(self._packed())
             case Kind.CONST:
                 bits = raised.constants[slot.name].reshape(-1).view("uint8")
                 return self._own(torch.from_numpy(bits.copy()).to(self.device))
             case _:
                 source = raised.sources.get(slot.name)
                 return source.tensor if isinstance(source, Attribute) else None
+
+    def _packed(self) -> torch.Tensor:
+        """The weights of streaming workers, in the order in which they are multiplied."""
+        streams, (raised,) = self.compilation.program.streams, self.raised
+        assert streams is not None
+
+        def weight(tensor: Tensor) -> torch.Tensor:
+            source = raised.sources[tensor.storage.name]
+            assert isinstance(source, Attribute)
+            layout = tensor.layout
+            return source.tensor.as_strided(layout.shape, layout.strides, source.tensor.storage_offset() + layout.offset)
+
+        return packed(streams, weight, self.device)
 
     def _own(self, tensor: torch.Tensor) -> int:
         self._owned.append(tensor)

@@ -143,7 +143,7 @@ def _memory(graph: Graph) -> tuple[int, int]:
     touched: dict[Storage, int] = defaultdict(int)
     for node in graph.nodes:
         for tensor, nbytes in _operands(node):
-            if tensor.storage.kind is not Kind.ARENA:
+            if not tensor.storage.kind.is_ours:
                 touched[tensor.storage] += nbytes
     moved = {storage: min(nbytes, storage.nbytes) for storage, nbytes in touched.items()}
     weights = sum(nbytes for storage, nbytes in moved.items() if storage.kind in FIXED)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mkc import config
 from mkc.compiler import Compilation, Lowering
-from mkc.ir.graph import Graph, Kind
+from mkc.ir.graph import Graph
 
 LEVELS = ("graph", "fused", "placed", "tasks", "links", "events", "schedule")
 
@@ -67,9 +67,9 @@ def _level(section: Lowering, level: str) -> str:
 
 
 def _places(graph: Graph) -> list[str]:
-    """Where in the arena each storage lies."""
-    arena = [s for s in graph.storages if s.kind is Kind.ARENA]
-    return [f"  {s.name} at arena[{s.base}:{s.base + s.nbytes}]" for s in arena]
+    """Where in the arena, or among the words, each storage lies."""
+    ours = [s for s in graph.storages if s.kind.is_ours]
+    return [f"  {s.name} at {s.kind.value}[{s.base}:{s.base + s.nbytes}]" for s in ours]
 
 
 def _file(name: str, language: str) -> str:

@@ -19,15 +19,22 @@ class Kind(Enum):
     CONST = "const"  # made by the compiler, read only
     OUTPUT = "output"  # made for each call, written and handed to the caller
     ARENA = "arena"  # scratch between operators, shared by lifetime
+    WORDS = "words"  # published: every value carries its use count, written by streams and polled by streams
+    PACKED = "packed"  # parameters again, in the order in which workers stream them
 
     @property
     def is_written(self) -> bool:
-        return self in (Kind.STATE, Kind.OUTPUT, Kind.ARENA)
+        return self in (Kind.STATE, Kind.OUTPUT, Kind.ARENA, Kind.WORDS)
+
+    @property
+    def is_ours(self) -> bool:
+        """Scratch: the compiler places it in a memory of its own."""
+        return self in (Kind.ARENA, Kind.WORDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes with one owner. Names are unique in a graph. `base` places it inside an arena."""
+    """A run of bytes with one owner. Names are unique in a graph. `base` places it inside the arena or the words."""
 
     name: str
     nbytes: int

@@ -16,6 +16,7 @@ class Target:
     flops_per_ns: float  # what one worker computes
     task_ns: float  # taking up a task and dispatching it
     event_ns: float  # from a signal to the waiting worker's first instruction
+    streams: bool = False  # has workers that stream weights and publish small results, see passes/stream.py
 
     def __str__(self) -> str:
         return f"{self.name} {self.arch}, {self.workers} workers of {self.lanes} lanes"

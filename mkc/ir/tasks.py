@@ -8,12 +8,12 @@ from mkc.ir.span import Box, Span, span
 from mkc.ir.target import Target
 from mkc.ir.tiling import Range, Tiling
 
-ARENA = "arena"
+ARENA, WORDS = "arena", "words"  # the memories that are ours
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The bytes of one memory that a task touches. All arena storages are one memory."""
+    """The bytes of one memory that a task touches. All arena storages are one memory, all words another."""
 
     memory: str
     span: Span
@@ -28,10 +28,11 @@ class Access:
 def access(tensor: Tensor, box: Box) -> Access:
     """What touching `box` of `tensor` means in memory."""
     storage, itemsize = tensor.storage, tensor.dtype.itemsize
-    if storage.kind is not Kind.ARENA:
-        return Access(storage.name, span(tensor.layout, box, itemsize))
     local = span(tensor.layout, box, itemsize)
-    return Access(ARENA, Span(local.start + storage.base, local.stop + storage.base, local.run, local.levels))
+    if not storage.kind.is_ours:
+        return Access(storage.name, local)
+    memory = ARENA if storage.kind is Kind.ARENA else WORDS
+    return Access(memory, Span(local.start + storage.base, local.stop + storage.base, local.run, local.levels))
 
 
 @dataclass(frozen=True, slots=True)

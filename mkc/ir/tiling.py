@@ -31,10 +31,14 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A tensor dimension that follows a grid axis; `share` neighbours on the axis use one index of the dimension."""
+    """A tensor dimension that follows a grid axis.
+
+    `share` neighbours on the axis use one index of the dimension, or each of them uses `each` indices of it.
+    """
 
     axis: int
     share: int = 1
+    each: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,24 @@ class TileMap:
             if split is None:
                 return 0, extent
             lo, hi = ranges[split.axis]
-            return lo // split.share, -(-hi // split.share)
+            return lo * split.each // split.share, -(-hi * split.each // split.share)
 
         return tuple(map(interval, self.dims, self.tensor.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The grid and the maps. The device body gets the ranges of its grid point and the tensors in this order."""
+    """The grid and the maps. The device body gets the ranges of its grid point and the tensors in this order.
+
+    With `pinned`, grid point i in row-major order runs on worker i * workers // size: whoever streams for that worker
+    knows where. With `apart`, no task touches what another writes, though the maps cannot say so.
+    """
 
     grid: tuple[Axis, ...]
     imaps: tuple[TileMap, ...]
     omaps: tuple[TileMap, ...]
+    pinned: bool = False
+    apart: bool = False
 
     @property
     def size(self) -> int:

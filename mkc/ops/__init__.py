@@ -5,7 +5,7 @@ it raises, by name. Views and constants are claims without an operator. `PATTERN
 operator is spelled out in smaller ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -13,10 +13,11 @@ from pkgutil import iter_modules
 from typing import Any
 
 from mkc.ir.dtype import Array
-from mkc.ir.graph import Graph, Node
+from mkc.ir.graph import Graph, Node, Tensor
 from mkc.ir.target import Target
-from mkc.ir.tiling import Tiling
+from mkc.ir.tiling import Range, Tiling
 
+Ranges = tuple[Range, ...]
 Claim = Callable[..., Any]  # (Builder, *args, **kwargs) -> Tensor | tuple[Tensor, ...]
 
 
@@ -26,6 +27,28 @@ def _no_arguments(node: Node) -> tuple[str, ...]:
 
 def _no_flops(node: Node) -> float:
     return 0.0
+
+
+def _no_weights(node: Node) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int]:
+    return 0, 0, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How streaming workers run an operator: its body has a part for the compute warps and one for those that talk.
+
+    `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
+    the first, how many, and their depth in fragments (see `passes/pack.py`).
+    """
+
+    arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
+    input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
+    weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
+    passage: Callable[[Node, Ranges], tuple[int, int, int]] = _no_passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +65,12 @@ class Op:
     name: str
     struct: str
     tile: Callable[[Node, Target], Tiling]
-    reference: Callable[[Node, Sequence[Array]], tuple[Array, ...]]
+    reference: Callable[..., tuple[Array, ...]]  # (node, boxes), and with `ranged` the ranges of the grid point
     arguments: Callable[[Node], tuple[str, ...]] = _no_arguments
     flops: Callable[[Node], float] = _no_flops  # of the whole node
     stores: bool = False
+    streaming: Streaming | None = None  # on targets with streaming workers
+    ranged: bool = False  # the boxes alone do not say what is to be computed
 
 
 @cache

@@ -105,7 +105,7 @@ def _comparison(fn: str) -> Callable[..., Tensor]:
 def _scaled(fn: str) -> Callable[..., Tensor]:
     def claim(b: Builder, x: Operand, y: Operand, alpha: Scalar = 1) -> Tensor:
         if alpha == 1:
-            return call(b, fn, x, y)
+            return _unchanged(b, fn, x, y) or call(b, fn, x, y)
         if isinstance(y, Tensor):
             tensors = [t for t in (x, y) if isinstance(t, Tensor)]
             left = Arg(0) if isinstance(x, Tensor) else Const(x)
@@ -114,6 +114,19 @@ def _scaled(fn: str) -> Callable[..., Tensor]:
         return call(b, fn, x, y * alpha)
 
     return claim
+
+
+def _unchanged(b: Builder, fn: str, x: Operand, y: Operand) -> Tensor | None:
+    """x of integers, seen in the result's shape, when only zeros are added or taken away; or y, when zeros stand before it."""
+    pairs = ((x, y), (y, x)) if fn == "add" else ((x, y),)
+    kept = next((t for t, other in pairs if isinstance(t, Tensor) and t.dtype is b.dtype and _is_zero(b, other)), None)
+    return None if kept is None or kept.dtype.is_float else kept.view(kept.layout.expand(b.shape))
+
+
+def _is_zero(b: Builder, x: Operand) -> bool:
+    if isinstance(x, Tensor):
+        return x.storage.name in b.constants and not b.constants[x.storage.name].any()
+    return x == 0
 
 
 def _rsub(b: Builder, x: Tensor, y: Operand, alpha: Scalar = 1) -> Tensor:

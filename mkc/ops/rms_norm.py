@@ -6,11 +6,12 @@ import numpy as np
 
 from mkc.errors import UnsupportedError
 from mkc.ir.builder import Builder
-from mkc.ir.dtype import Array
+from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Expr
-from mkc.ir.graph import Node, Tensor
+from mkc.ir.graph import Kind, Node, Tensor
+from mkc.ir.layout import Layout
 from mkc.ops import Op
-from mkc.ops._epilogue import finish
+from mkc.ops._epilogue import epilogue, finish
 from mkc.ops._norm import arguments, as_rows, flops, tile
 from mkc.ops._rms_pattern import recognise
 
@@ -24,6 +25,27 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 
 
 OP = Op("rms_norm", "RmsNorm", tile, reference, arguments, flops, stores=True)
+
+ROUNDED = Call("to_bfloat16", (Arg(0),))
+
+
+def gain(node: Node) -> Tensor | None:
+    """The gain [K] of a norm that stores bfloat16 and does nothing else: a parameter that repeats along the rows."""
+    if len(node.inputs) != 2 or node.output.dtype is not DType.BF16 or not node["eps"] or not _scales(epilogue(node)):
+        return None
+    factor = node.inputs[1]
+    *lead, last = zip(factor.shape, factor.layout.strides, strict=True)
+    row = last[1] == 1 and all(n == 1 or step == 0 for n, step in lead)
+    plain = row and factor.storage.kind is Kind.PARAM and factor.dtype is DType.BF16
+    return factor.view(Layout(last[:1], (1,), factor.layout.offset)) if plain else None
+
+
+def _scales(expr: Expr) -> bool:
+    """The result times operand 1; on the way it may be rounded."""
+    match expr:
+        case Call("mul", (a, b)) | Call("to_bfloat16", (Call("mul", (a, b)),)):
+            return Arg(1) in (a, b) and bool({a, b} & {Arg(0), ROUNDED})
+    return False
 
 
 # ---- claims

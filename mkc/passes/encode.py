@@ -7,30 +7,40 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Program, Slot
-from mkc.ir.tasks import ARENA, Schedule, Wait
-from mkc.ir.tiling import Tiling
+from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Program, Slot, Streams
+from mkc.ir.tasks import ARENA, WORDS, Schedule, Task, Wait
+from mkc.ir.tiling import TileMap, Tiling
 from mkc.ops import registry
-from mkc.passes.place import arena_bytes
+from mkc.passes.pack import pack
+from mkc.passes.place import arena_bytes, words_bytes
+
+PACKED = "packed"
 
 
 def encode(schedules: Sequence[Schedule]) -> Program:
     if not 1 <= len(schedules) <= MAX_SECTIONS:
         raise PlanError(f"a program has 1 to {MAX_SECTIONS} sections, not {len(schedules)}")
-    words = _Words(max(arena_bytes(s.events.tasks.graph) for s in schedules))
+    graphs = [s.events.tasks.graph for s in schedules]
+    words = _Words(max(map(arena_bytes, graphs)), max(map(words_bytes, graphs)))
     for number, schedule in enumerate(schedules):
         words.add(schedule, number)
-    return words.program(schedules[0].target.workers)
+    streams = [s for schedule, block in zip(schedules, words.blocks, strict=True) if (s := pack(schedule, block["body"]))]
+    if streams and len(schedules) > 1:
+        raise PlanError("a streaming program has one section: its ring is filled for the steps to come")
+    return words.program(schedules[0].target.workers, streams[0] if streams else None)
 
 
 class _Words:
     """Grows section by section; indices into shared tables are absolute."""
 
-    def __init__(self, arena: int) -> None:
+    def __init__(self, arena: int, published: int) -> None:
         self.slots = {(ARENA, 0): Slot(ARENA, Kind.ARENA, max(arena, 1), 0)}
-        self.numbers = {(ARENA, 0): 0}
+        if published:
+            self.slots[WORDS, 0] = Slot(WORDS, Kind.WORDS, published, 0)
+        self.numbers = {key: number for number, key in enumerate(self.slots)}
         self.operands: list[tuple[int, int]] = []
         self.bodies: dict[str, Body] = {}
+        self.numbered: dict[str, int] = {}
         self.tasks: list[np.void] = []
         self.waits: list[tuple[int, int, int]] = []
         self.sections: list[tuple[int, int, int, int, int]] = []
@@ -54,8 +64,8 @@ class _Words:
 
         for i, (node, tiling) in enumerate(zip(tasks.graph.nodes, tasks.tilings, strict=True)):
             mine = slice(tasks.first[i], tasks.first[i + 1])
-            block["body"][mine] = self._body(node, tiling)
-            block["operands"][mine] = self._operands(tiling, section)
+            block["body"][mine] = self._bodies(node, tiling, tasks.tasks[mine])
+            block["operands"][mine] = self._operands(_maps(node, tiling), section)
             self.names += [tasks.name(t) for t in range(mine.start, mine.stop)]
             self.paths += [node.path] * (mine.stop - mine.start)
         for t, task in enumerate(tasks.tasks):
@@ -80,29 +90,40 @@ class _Words:
         self.num_tasks += len(block)
         self.num_events += len(events.fanin)
 
-    def _body(self, node: Node, tiling: Tiling) -> int:
+    def _bodies(self, node: Node, tiling: Tiling, tasks: Sequence[Task]) -> list[int]:
+        """The body of each task: one for all, unless their streams differ."""
         op = registry()[node.op]
-        views = [_view(m.tensor) for m in (*tiling.omaps, *tiling.imaps)]
-        name = f"ops::{op.struct}<{', '.join([*op.arguments(node), *views])}>"
-        self.bodies.setdefault(name, Body(op.name, name, node.name))
-        return list(self.bodies).index(name)
+        views = [_view(m.tensor) for m in _maps(node, tiling)]
+        if op.streaming is None:
+            return [self._body(node, op.struct, [*op.arguments(node), *views])] * len(tasks)
+        arguments = [op.streaming.arguments(node, task.ranges) for task in tasks]
+        return [self._body(node, op.struct, [*mine, *views], streams=True) for mine in arguments]
 
-    def _operands(self, tiling: Tiling, section: int) -> int:
+    def _body(self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False) -> int:
+        name = f"ops::{struct}<{', '.join(arguments)}>"
+        if name not in self.bodies:
+            self.numbered[name] = len(self.bodies)
+            self.bodies[name] = Body(node.op, name, node.name, streams)
+        return self.numbered[name]
+
+    def _operands(self, maps: Sequence[TileMap], section: int) -> int:
         first = len(self.operands)
-        for tile_map in (*tiling.omaps, *tiling.imaps):
+        for tile_map in maps:
             self._operand(tile_map.tensor, section)
         return first
 
     def _operand(self, tensor: Tensor, section: int) -> int:
         storage = tensor.storage
-        key = (ARENA, 0) if storage.kind is Kind.ARENA else (storage.name, section)
+        key = (storage.kind.value, 0) if storage.kind.is_ours else (storage.name, section)
         if key not in self.slots:
             self.numbers[key] = len(self.slots)
             self.slots[key] = Slot.of(storage, section)
         self.operands.append((self.numbers[key], storage.base + tensor.layout.offset * tensor.dtype.itemsize))
         return len(self.operands) - 1
 
-    def program(self, workers: int) -> Program:
+    def program(self, workers: int, streams: Streams | None) -> Program:
+        packed = {(PACKED, 0): Slot(PACKED, Kind.PACKED, streams.nbytes, 0)} if streams else {}
+        self.slots |= packed
         return Program(
             tasks=np.concatenate(self.blocks),
             waits=np.array(self.waits, WAIT),
@@ -116,11 +137,20 @@ class _Words:
             paths=tuple(self.paths),
             num_events=self.num_events,
             num_workers=workers,
+            streams=streams,
         )
+
+
+def _maps(node: Node, tiling: Tiling) -> list[TileMap]:
+    """What the body gets as operands: weights that stream are not among them."""
+    streaming = registry()[node.op].streaming
+    streamed = streaming.weights(node) if streaming else ()
+    return [m for m in (*tiling.omaps, *tiling.imaps) if m.tensor not in streamed]
 
 
 def _view(tensor: Tensor) -> str:
     """The tensor's C++ type. Its offset is in the operand's address, so layers share bodies."""
     extents = ", ".join(map(str, tensor.shape))
     steps = ", ".join(map(str, tensor.layout.strides))
-    return f"View<{tensor.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"
+    view = "Words" if tensor.storage.kind is Kind.WORDS else "View"
+    return f"{view}<{tensor.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"

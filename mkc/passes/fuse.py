@@ -19,7 +19,7 @@ def fuse(graph: Graph) -> Graph:
     for _ in range(2):
         for rewrite in patterns():
             graph = rewrite(graph)
-        graph = _merge(_without_dead_nodes(graph))
+        graph = _merge(without_dead_nodes(graph))
     return graph
 
 
@@ -232,7 +232,7 @@ class _Program:
         return replace(self.original, nodes=tuple(n for n in self.nodes if n is not None))
 
 
-def _without_dead_nodes(graph: Graph) -> Graph:
+def without_dead_nodes(graph: Graph) -> Graph:
     """Nodes whose results nobody reads are dropped."""
     needed = {t.storage for t in graph.outputs}
     kept: list[Node] = []

@@ -17,10 +17,12 @@ def link(tasks: Tasks) -> TaskGraph:
     memories: dict[str, _Memory] = {}
     reach = _Reach(tasks)
     after: list[Ranges] = []
+    apart = {node for node, tiling in enumerate(tasks.tilings) if tiling.apart}
     for step in range(1 + tasks.graph.loops):
-        for first, end in pairwise(tasks.first):
-            numbered = ((tasks.tasks[local], step * count + local) for local in range(first, end))
-            after.extend(reach.reduced(_conflicts(memories, task, number)) for task, number in numbered)
+        for node, (first, end) in enumerate(pairwise(tasks.first)):
+            for local in range(first, end):
+                found = _conflicts(memories, tasks.tasks[local], step * count + local)
+                after.append(reach.reduced(_clipped(found, 0, step * count + first) if node in apart else found))
             for memory in memories.values():
                 memory.settle(step * count + first)
     last = count if tasks.graph.loops else 0

@@ -1,5 +1,6 @@
-"""Graph -> Graph. Every arena tensor gets its bytes; tensors share them where one is done with before the other begins."""
+"""Graph -> Graph. Every tensor of ours gets its bytes; in the arena they share them where one is done with before the other begins."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mkc.ir.graph import Graph, Kind, Storage, Tensor
@@ -8,13 +9,16 @@ ALIGNMENT = 256  # bytes; a whole cache line everywhere, and what bulk copies as
 
 
 def place(graph: Graph) -> Graph:
-    """Sharing adds no waiting: the dataflow itself must already put every user of one tensor before the other's writers."""
+    """Sharing adds no waiting: the dataflow itself must already put every user of one tensor before the other's writers.
+
+    Published words are never shared: a reader knows them by their use counts, which another tensor's would confuse.
+    """
     lives = _lives(graph)
     placed: list[tuple[Storage, int]] = []  # with its base
     for storage in sorted(lives, key=lambda s: -s.nbytes):
         alive = [(base, s) for s, base in placed if lives[s].meets(lives[storage])]
         placed.append((storage, _first_gap(storage.nbytes, alive)))
-    bases = dict(placed)
+    bases = dict(placed) | _side_by_side(s for s in graph.storages if s.kind is Kind.WORDS)
 
     def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(
@@ -28,6 +32,19 @@ def place(graph: Graph) -> Graph:
 def arena_bytes(graph: Graph) -> int:
     """How large the arena of a placed graph is."""
     return max((_aligned(s.base + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
+
+
+def words_bytes(graph: Graph) -> int:
+    """How many bytes of words a placed graph publishes."""
+    return max((_aligned(s.base + 2 * s.nbytes) for s in graph.storages if s.kind is Kind.WORDS), default=0)
+
+
+def _side_by_side(storages: Iterable[Storage]) -> dict[Storage, int]:
+    bases, at = {}, 0
+    for storage in storages:
+        bases[storage] = at
+        at += _aligned(2 * storage.nbytes)  # a float32 travels beside its count, in twice the bytes
+    return bases
 
 
 @dataclass(slots=True)

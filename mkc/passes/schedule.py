@@ -1,6 +1,7 @@
 """EventGraph, Target -> Schedule. Static: list scheduling over the cost model. Dynamic: one queue in an order that is always legal."""
 
-from heapq import heapify, heapreplace
+from collections import Counter
+from heapq import heappop, heappush
 
 from mkc.ir.cost import task_ns
 from mkc.ir.target import Target
@@ -22,22 +23,51 @@ def schedule(events: EventGraph, target: Target, policy: str = "static") -> Sche
 
 
 def _listed(events: EventGraph, target: Target, costs: list[float]) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """Each task goes to the worker that is free first; ties go to the lowest number, so that equal work spreads evenly."""
+    """Each task goes to the worker it is pinned to, else to the one that is free first; ties go to the lowest number, so
+    that equal work spreads evenly."""
     fires = [0.0] * len(events.fanin)
-    free = [(0.0, worker) for worker in range(target.workers)]
-    heapify(free)
+    workers = _Workers(target.workers)
+    pinned = _pinned(events, target.workers)
     queues: list[list[int]] = [[] for _ in range(target.workers)]
     makespan = 0.0
     for task, cost in enumerate(costs):
         ready = max((fires[wait.event] + target.event_ns for wait in events.waits[task] if not wait.lag), default=0.0)
-        at, worker = free[0]
-        done = max(at, ready) + cost
-        heapreplace(free, (done, worker))
+        worker = pinned.get(task, workers.first_free())
+        done = max(workers.free[worker], ready) + cost
+        workers.occupy(worker, done)
         queues[worker].append(task)
         if events.signals[task] >= 0:
             fires[events.signals[task]] = max(fires[events.signals[task]], done)
         makespan = max(makespan, done)
     return tuple(map(tuple, queues)), makespan
+
+
+class _Workers:
+    """When each worker is free."""
+
+    def __init__(self, count: int) -> None:
+        self.free = [0.0] * count
+        self.heap = [(0.0, worker) for worker in range(count)]  # also holds times that are past
+
+    def first_free(self) -> int:
+        while self.heap[0][0] != self.free[self.heap[0][1]]:
+            heappop(self.heap)
+        return self.heap[0][1]
+
+    def occupy(self, worker: int, until: float) -> None:
+        self.free[worker] = until
+        heappush(self.heap, (until, worker))
+
+
+def _pinned(events: EventGraph, workers: int) -> dict[int, int]:
+    """The worker of each task of a pinned node."""
+    tasks = events.tasks
+    return {
+        first + point: point * workers // tiling.size
+        for first, tiling in zip(tasks.first, tasks.tilings, strict=False)
+        if tiling.pinned
+        for point in range(tiling.size)
+    }
 
 
 def costs(events: EventGraph, target: Target) -> list[float]:
@@ -68,14 +98,12 @@ def _unimplied(events: EventGraph, queues: tuple[tuple[int, ...], ...]) -> tuple
     waits = list(events.waits)
     for queue in queues:
         known: set[Wait] = set()
-        own: dict[int, int] = {}  # signals of this worker so far, by event
+        whole = Counter(events.signals[task] for task in queue)  # signals of this worker in a step, by event
+        own: Counter[int] = Counter()  # so far
         for task in queue:
-            waits[task] = tuple(w for w in waits[task] if w not in known and not _by_self(events, own, w))
+            waits[task] = tuple(
+                w for w in waits[task] if w not in known and (whole if w.lag else own)[w.event] < events.fanin[w.event]
+            )
             known.update(waits[task])
-            event = events.signals[task]
-            own[event] = own.get(event, 0) + 1
+            own[events.signals[task]] += 1
     return tuple(waits)
-
-
-def _by_self(events: EventGraph, own: dict[int, int], wait: Wait) -> bool:
-    return wait.lag == 0 and own.get(wait.event, 0) == events.fanin[wait.event]

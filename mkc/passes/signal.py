@@ -1,8 +1,12 @@
 """TaskGraph -> EventGraph. Tasks that are awaited by the same consumers share one event."""
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
 
-from mkc.ir.tasks import EventGraph, TaskGraph, Wait
+from mkc.ir.graph import Kind, Node
+from mkc.ir.tasks import EventGraph, TaskGraph, Tasks, Wait
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -10,7 +14,9 @@ Need = tuple[Ranges, Ranges]  # awaited of this step, and of the step before
 
 
 def signal(graph: TaskGraph) -> EventGraph:
-    needs = dict.fromkeys([*zip(graph.before, graph.carried, strict=True), (graph.stop, ())])
+    published = _Published(graph.tasks)
+    before, carried = (tuple(map(published.without, range(len(part)), part)) for part in (graph.before, graph.carried))
+    needs = dict.fromkeys([*zip(before, carried, strict=True), (graph.stop, ())])
     awaited_by = _awaited_by(list(needs))
     events = {signature: event for event, signature in enumerate(dict.fromkeys(s for _, s in awaited_by))}
     signals = [-1] * len(graph.before)
@@ -27,9 +33,76 @@ def signal(graph: TaskGraph) -> EventGraph:
         graph,
         tuple(fanin),
         tuple(signals),
-        tuple(by_need[need] for need in zip(graph.before, graph.carried, strict=True)),
+        tuple(by_need[need] for need in zip(before, carried, strict=True)),
         by_need[graph.stop, ()],
     )
+
+
+class _Published:
+    """Which edges need no event, since words carry them: readers look for values of their step, and find them or wait.
+
+    A step ends with counters that every worker waits for, so that no word is overwritten before it was read.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.touched = [_touched(node) for node in tasks.graph.nodes]
+        self.carries: dict[tuple[int, int], bool] = {}
+        self.known: dict[tuple[int, Ranges], Ranges] = {}
+
+    def without(self, task: int, ranges: Ranges) -> Ranges:
+        """The ranges, less the tasks that hand on to this one by words alone."""
+        consumer = self.tasks.tasks[task].node
+        if (consumer, ranges) not in self.known:
+            parts = [(self.tasks.node_index(lo), (lo, hi)) for r in ranges for lo, hi in self._by_node(r)]
+            kept = (part for producer, part in parts if not self._by_words(producer, consumer))
+            self.known[consumer, ranges] = _merged(kept)
+        return self.known[consumer, ranges]
+
+    def _by_node(self, r: Range) -> Iterable[Range]:
+        lo, hi = r
+        while lo < hi:
+            stop = min(hi, self.tasks.first[self.tasks.node_index(lo) + 1])
+            yield lo, stop
+            lo = stop
+
+    def _by_words(self, producer: int, consumer: int) -> bool:
+        """True when all that the two nodes conflict about is published words."""
+        if (producer, consumer) not in self.carries:
+            pairs = product(self.touched[producer], self.touched[consumer])
+            conflicts = [mine.kind for mine, other in pairs if mine.conflicts(other)]
+            self.carries[producer, consumer] = bool(conflicts) and set(conflicts) == {Kind.WORDS}
+        return self.carries[producer, consumer]
+
+
+@dataclass(frozen=True, slots=True)
+class _Touch:
+    """What a node does to a storage."""
+
+    name: str
+    kind: Kind
+    start: int  # in the memory of its kind, where that is ours
+    stop: int
+    writes: bool
+
+    def conflicts(self, other: "_Touch") -> bool:
+        same = self.start < other.stop and other.start < self.stop if self.kind.is_ours else self.name == other.name
+        return (self.writes or other.writes) and self.kind is other.kind and same
+
+
+def _touched(node: Node) -> tuple[_Touch, ...]:
+    used = [(t.storage, False) for t in node.inputs] + [(t.storage, True) for t in node.outputs]
+    return tuple(_Touch(s.name, s.kind, s.base, s.base + s.nbytes, writes) for s, writes in used if s.kind.is_written)
+
+
+def _merged(parts: Iterable[Range]) -> Ranges:
+    merged: list[Range] = []
+    for lo, hi in parts:
+        if merged and merged[-1][1] == lo:
+            merged[-1] = (merged[-1][0], hi)
+        else:
+            merged.append((lo, hi))
+    return tuple(merged)
 
 
 Signature = tuple[tuple[int, int], ...]  # (number of the need, lag), all who wait

@@ -46,7 +46,7 @@ class Interpreter:
         What the program makes itself is poisoned first, so that a task which runs too early cannot go unnoticed.
         """
         for slot, words in zip(self.program.slots, memory, strict=True):
-            if slot.kind in (Kind.ARENA, Kind.OUTPUT):
+            if slot.kind in (Kind.ARENA, Kind.WORDS, Kind.OUTPUT):
                 words.fill(POISON)
         _Launch(self, memory, steps).finish()
 
@@ -173,7 +173,8 @@ class _Launch:
         outs = [self.box(first + i, tile_map, ranges) for i, tile_map in enumerate(tiling.omaps)]
         ins = [self.box(first + count + i, tile_map, ranges) for i, tile_map in enumerate(tiling.imaps)]
         values = [tile_map.tensor.dtype.decode(raw) for tile_map, raw in zip(tiling.imaps, ins, strict=True)]
-        results = registry()[node.op].reference(node, values)
+        op = registry()[node.op]
+        results = op.reference(node, values, ranges) if op.ranged else op.reference(node, values)
         for tile_map, out, value in zip(tiling.omaps, outs, results, strict=True):
             if value.shape != out.shape:
                 raise PlanError(f"the reference of {tasks.name(local)} gives {value.shape} for a tile of {out.shape}")

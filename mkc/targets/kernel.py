@@ -7,7 +7,17 @@ from typing import Protocol
 import numpy as np
 
 from mkc.errors import InputError, MagnitudeError, MegakernelHang, OutOfRangeError
-from mkc.ir.program import ENTRY, LAUNCH, MAX_OPERANDS, MAX_SECTIONS, MISFIT, OUTSIDE, UNPUBLISHED, Program, Words
+from mkc.ir.program import (
+    ENTRY,
+    LAUNCH,
+    MAX_OPERANDS,
+    MAX_SECTIONS,
+    MISFIT,
+    OUTSIDE,
+    UNPUBLISHED,
+    Program,
+    Words,
+)
 
 SHOWN = 8  # producers or workers in a message
 NOT_A_TASK = {0xFFFFFFFF: "the decision whether to run another step", 0xFFFFFFFE: "the end of a section"}

@@ -1,0 +1,121 @@
+"""One query position against a cache of keys and values, which takes in the position's own: the keys are shared out to splits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mkc.ir.dtype import Array, DType
+from mkc.ir.expr import Const
+from mkc.ir.graph import Node
+from mkc.ir.target import Target
+from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
+from mkc.ops import Op, Streaming
+from mkc.ops._functions import cpp
+from mkc.ops._streaming import norm, truth
+
+BLOCK = 64  # neighbouring keys that go to one split
+LOG2E = 1.4426950408889634
+
+
+def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
+    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
+    `rotary`. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at the position.
+
+    The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
+    binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
+    """
+    q, k, v, (position,), keys, values, *tables = ins
+    gains, angles = (tables[:2], tables[2:]) if _eps(node) else ((None, None), tables)
+    q, k = (_turned(_normed(x, gain, _eps(node)), angles) for x, gain in zip((q, k), gains, strict=True))
+    keys, values = keys.copy(), values.copy()
+    if 0 <= position < keys.shape[1]:
+        keys[:, position], values[:, position] = k, v
+    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
+    found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
+    parts, lse = (np.stack(part) for part in zip(*found, strict=True))
+    return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
+
+
+def _normed(x: Array, gain: Array | None, eps: float) -> Array:
+    if gain is None:
+        return x
+    return _rounded(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * gain)
+
+
+def _turned(x: Array, angles: Sequence[Array]) -> Array:
+    if not angles:
+        return x
+    cos, sin = angles
+    first, second = np.split(x, 2, axis=-1)
+    return _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+
+
+def _rounded(x: Array) -> Array:
+    return DType.BF16.decode(DType.BF16.encode(x))
+
+
+def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:
+    """[KV, G, D] and [KV, G] of one split's keys."""
+    keys = np.arange(scores.shape[-1])
+    mine = (keys <= position) & (keys // BLOCK % splits(node) == split)
+    if not mine.any():
+        return np.zeros((*scores.shape[:2], values.shape[-1]), np.float32), np.full(scores.shape[:2], -np.inf, np.float32)
+    scores = scores[..., mine]
+    top = scores.max(axis=-1, keepdims=True)
+    weights = np.exp2(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights @ values[:, mine] / total, (top + np.log2(total))[..., 0]
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    """A task for each head of keys and each split. One of a head's tasks writes the cache, where no other looks."""
+    q, k, v, position, keys, values, *tables = node.inputs
+    heads, count = k.shape[0], splits(node)
+    head, query, split = Split(0), Split(0, each=q.shape[0] // heads), Split(1)
+    share = 1 / count
+    caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
+    imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
+    parts, lse, *_ = node.outputs
+    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query))]
+    omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
+    grid = (Axis(heads, heads), Axis(count, count))
+    return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
+
+
+def flops(node: Node) -> float:
+    q, keys = node.inputs[0], node.inputs[4]
+    return 4.0 * q.shape[0] * keys.shape[1] * q.shape[1]
+
+
+def splits(node: Node) -> int:
+    """S: into how many parts the keys are shared out."""
+    count = node["splits"]
+    assert isinstance(count, int)
+    return count
+
+
+def _eps(node: Node) -> float:
+    eps = node["eps"]
+    assert isinstance(eps, float)
+    return eps
+
+
+def _scale(node: Node) -> float:
+    scale = node["scale"]
+    assert isinstance(scale, float)
+    return scale
+
+
+def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+    heads, depth = node.inputs[0].shape
+    return (cpp(Const(_scale(node))), *norm(_eps(node)), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+
+
+def input_bytes(node: Node) -> int:
+    """Of shared memory: rows of q, k and v, then what each of 8 warps found: sums, the highest score, the total."""
+    (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
+    return 10 * (2 * depth + 16) + 8 * heads // kv_heads * (4 * depth + 8)
+
+
+STREAMING = Streaming(arguments, input_bytes)
+OP = Op("decode_attention", "DecodeAttention", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -1,0 +1,123 @@
+"""y[n] = Expr(sum_k x'[k] w[n, k], ...) for one row x', which is x itself, its RMS norm or merged attention: a stream of weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mkc.ir.dtype import Array, DType
+from mkc.ir.graph import Node, Tensor
+from mkc.ir.target import Target
+from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
+from mkc.ops import Op, Streaming
+from mkc.ops._epilogue import epilogue
+from mkc.ops._functions import cpp, evaluate
+from mkc.ops._streaming import FRAGMENT_DEPTH, fragments, norm, truth
+from mkc.ops._streaming import TILE_ROWS as ROWS
+
+
+def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
+    """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; lse [S, H] and position
+    [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
+
+    With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
+    operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
+    """
+    ((lo, hi),) = ranges
+    begin = first_weight(node)
+    end = begin + _count(node)
+    x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
+    sums = [x @ w[lo:hi].T for w in stacked]
+    return (np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape),)
+
+
+def _row(node: Node, ins: Sequence[Array]) -> Array:
+    """x' [1, K]."""
+    x, eps = ins[0], _eps(node)
+    if node["merge"]:
+        x = _merged(x, ins[2 if eps else 1])
+    if eps:
+        x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * ins[1]
+    return x
+
+
+def _merged(parts: Array, lse: Array) -> Array:
+    """Each part by the share that its keys have in the whole softmax, rounded as an attention's result is."""
+    top = lse.max(axis=0, keepdims=True)
+    weights = np.exp2(lse - np.where(np.isneginf(top), 0, top))
+    total = weights.sum(axis=0, keepdims=True)
+    shares = weights / np.where(total == 0, 1, total)
+    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0).reshape(1, -1)))
+
+
+def tile(node: Node, target: Target) -> Tiling:
+    """One share of the outputs for each worker, always the same worker, so that its weights are one stream."""
+    n = node.output.shape[1]
+    unit = ROWS // 2 if node["gated"] else ROWS
+    axis = Axis(n, min(target.workers, -(-n // unit)), unit)
+    columns = (None, Split(0))
+    imaps = (
+        *map(whole, node.inputs[: first_weight(node)]),
+        *(TileMap(w, (None, None), 1 / axis.parts) for w in weights(node)),
+        *(TileMap(t, columns) for t in extras(node)),
+    )
+    return Tiling((axis,), imaps, (TileMap(node.output, columns),), pinned=True)
+
+
+def flops(node: Node) -> float:
+    return sum(2.0 * w.layout.numel for w in weights(node))
+
+
+def weights(node: Node) -> tuple[Tensor, ...]:
+    """W_i [N_i, K]."""
+    begin = first_weight(node)
+    return node.inputs[begin : begin + _count(node)]
+
+
+def extras(node: Node) -> tuple[Tensor, ...]:
+    """The epilogue's further operands, [1, N] each."""
+    return node.inputs[first_weight(node) + _count(node) :]
+
+
+def first_weight(node: Node) -> int:
+    """How many inputs stand before the weights."""
+    return 1 + (_eps(node) > 0) + 2 * bool(node["merge"])
+
+
+def _count(node: Node) -> int:
+    count = node["weights"]
+    assert isinstance(count, int)
+    return count
+
+
+def _eps(node: Node) -> float:
+    eps = node["eps"]
+    assert isinstance(eps, float)
+    return eps
+
+
+def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int]:
+    """The first tile, how many, and how deep they are."""
+    (begin, end), outputs = ranges[0], ROWS // 2 if node["gated"] else ROWS
+    first = begin // outputs
+    return first, -(-end // outputs) - first, fragments(_depth(node))
+
+
+def _depth(node: Node) -> int:
+    return weights(node)[0].shape[1]
+
+
+def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+    _, tiles, depth = passage(node, ranges)
+    heads = node.inputs[0].shape[1] if node["merge"] else 0
+    numbers = (tiles, depth, _depth(node))
+    gated, merge = truth(node["gated"]), str(node["merge"])
+    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads))
+
+
+def input_bytes(node: Node) -> int:
+    """Of shared memory: the row, padded with zeros."""
+    return 2 * FRAGMENT_DEPTH * fragments(_depth(node))
+
+
+STREAMING = Streaming(arguments, input_bytes, weights, passage)
+OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

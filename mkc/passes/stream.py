@@ -1,0 +1,261 @@
+"""Graph -> Graph. Products of one row with weights become streams; the norms, gates, neighbours and attention around them move in."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mkc.ir.dtype import DType
+from mkc.ir.expr import Arg, Call, Expr, substitute
+from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
+from mkc.ir.layout import contiguous
+from mkc.ir.target import Target
+from mkc.ops._epilogue import epilogue
+from mkc.ops.rms_norm import gain
+from mkc.ops.stream_linear import extras, first_weight, weights
+from mkc.passes._stream_attention import attend
+from mkc.passes._uses import Uses, rewritten
+from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
+
+WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
+
+
+def stream(graph: Graph, target: Target) -> Graph:
+    """Rewrites that make streams, each of what the one before left; then attention between them; then who polls whom."""
+    for rewrite in (_narrow, _products, _norms, _gates, _neighbours):
+        graph = rewrite(graph)
+    return _publish(without_dead_nodes(attend(graph, target)))
+
+
+# ---- products of one row
+
+
+def _narrow(graph: Graph) -> Graph:
+    """A product that is widened when it is stored stays bfloat16, where its readers would widen it as well."""
+    uses = Uses(graph)
+    narrow: dict[Storage, Storage] = {}
+    changes: dict[int, Node | None] = {}
+    for number, node in enumerate(graph.nodes):
+        expr = epilogue(node)
+        if node.op == "linear" and isinstance(expr, Call) and expr.fn == "to_float32" and _may_narrow(uses, node):
+            storage = node.output.storage
+            narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
+            changes[number] = _with(node, epilogue=expr.args[0])
+
+    def view(t: Tensor) -> Tensor:
+        return Tensor(DType.BF16, t.layout, narrow[t.storage]) if t.storage in narrow else t
+
+    return rewritten(graph, changes, view)
+
+
+def _may_narrow(uses: Uses, node: Node) -> bool:
+    """The result was bfloat16 before it was widened, and whoever reads it reads floats."""
+    out, readers = node.output, uses.readers[node.output.storage]
+    ours = uses.maker(out, "linear") is not None and uses.is_private(out, *readers)
+    widened = all(t.dtype is DType.BF16 for t in node.inputs) and out.dtype is DType.F32
+    return ours and widened and all(uses.nodes[r].op in WIDE_READERS for r in readers)
+
+
+def _products(graph: Graph) -> Graph:
+    return rewritten(graph, {i: _product(n) for i, n in enumerate(graph.nodes) if n.op == "linear" and _is_stream(n)})
+
+
+def _is_stream(node: Node) -> bool:
+    """One row of bfloat16 times a parameter, in pieces that vector loads can take."""
+    x, w, *rest = node.inputs
+    n, k = w.shape
+    row = x.shape == (1, k) and x.layout.is_contiguous and x.dtype is DType.BF16 and k % 8 == 0
+    weight = w.storage.kind is Kind.PARAM and w.layout.is_contiguous and w.dtype is DType.BF16 and n % 4 == 0
+    result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
+    return row and weight and result and all(t.dtype.is_float for t in rest)
+
+
+def _product(node: Node) -> Node:
+    name = node.name.replace("linear", "stream_linear")
+    attrs: dict[str, Attr] = dict(eps=0.0, merge=0, weights=1, gated=False, epilogue=epilogue(node))
+    return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
+
+
+# ---- norms
+
+
+def _norms(graph: Graph) -> Graph:
+    """A norm that only streams read is computed by each of them."""
+    uses = Uses(graph)
+    changes: dict[int, Node | None] = {}
+    for number, node in enumerate(graph.nodes):
+        found = _norm(uses, number) if node.op == "rms_norm" else None
+        readers = uses.readers[node.outputs[0].storage]
+        if found and all(_takes(uses, reader, node.output, found) for reader in readers):
+            changes |= {reader: _normed(uses.nodes[reader], found, node["eps"]) for reader in readers}
+    return rewritten(graph, changes)
+
+
+def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
+    """The row x [1, K] and the gain [K] of an RMS norm of one bfloat16 row."""
+    node = uses.nodes[number]
+    x, out = node.inputs[0], node.output
+    factor = gain(node)
+    if factor is None or out.layout.numel != out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
+        return None
+    cast = uses.maker(x, "elementwise")
+    if x.dtype is DType.F32 and cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
+        if not uses.are_still(uses.nodes[cast].inputs, cast, number):
+            return None
+        x = uses.nodes[cast].inputs[0]
+    flat = x.layout.reshape((1, out.shape[-1]))
+    plain = x.dtype is DType.BF16 and x.layout.is_contiguous and x.layout.numel == out.layout.numel
+    return (x.view(flat), factor) if flat and plain else None
+
+
+def _takes(uses: Uses, reader: int, out: Tensor, found: tuple[Tensor, Tensor]) -> bool:
+    """True when the node is a plain stream of all of the norm's result, and could be one of what the norm reads."""
+    node, (number,) = uses.nodes[reader], uses.writers[out.storage]
+    plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
+    once = sum(t.storage == out.storage for t in node.inputs) == 1 and node.inputs[0].storage == out.storage
+    return plain and once and node.inputs[0].layout.numel == out.layout.numel and uses.are_still(found, number, reader)
+
+
+def _normed(node: Node, found: tuple[Tensor, Tensor], eps: Attr) -> Node:
+    return replace(_with(node, eps=eps), inputs=(*found, *node.inputs[1:]))
+
+
+# ---- gates
+
+
+def _gates(graph: Graph) -> Graph:
+    """Two products of the same row, one of which only the other's epilogue reads, become one."""
+    uses = Uses(graph)
+    changes: dict[int, Node | None] = {}
+    for number, node in enumerate(graph.nodes):
+        gate = _gate(uses, number) if _is_single(node) else None
+        if gate is not None and gate not in changes:
+            changes |= {gate: None, number: _gated(graph.nodes[gate], node)}
+    return rewritten(graph, changes)
+
+
+def _is_single(node: Node) -> bool:
+    return node.op == "stream_linear" and node["weights"] == 1
+
+
+def _gate(uses: Uses, number: int) -> int | None:
+    node = uses.nodes[number]
+    for extra in extras(node):
+        gate = uses.maker(extra, "stream_linear")
+        if gate is not None and _is_single(uses.nodes[gate]) and _gates_only(uses, gate, number, extra):
+            return gate
+    return None
+
+
+def _gates_only(uses: Uses, gate: int, number: int, extra: Tensor) -> bool:
+    first, then = uses.nodes[gate], uses.nodes[number]
+    alike = _row(first) == _row(then) and extra.layout.is_contiguous and extra.layout.numel == first.output.layout.numel
+    once = sum(t.storage == extra.storage for t in then.inputs) == 1 and uses.is_private(extra, number)
+    few = len(first.inputs) + len(then.inputs) <= MAX_OPERANDS
+    return alike and once and few and uses.are_still(first.inputs, gate, number)
+
+
+def _row(node: Node) -> tuple[object, ...]:
+    """What a stream multiplies its weights with."""
+    return node["eps"], node["merge"], *node.inputs[: first_weight(node)]
+
+
+def _gated(gate: Node, node: Node) -> Node:
+    mine = [t for t in extras(node) if t.storage != gate.output.storage]
+    held = extras(gate)
+    opened = substitute(epilogue(gate), lambda arg: Arg(arg.index + 1) if arg.index else arg)
+
+    def operand(arg: Arg) -> Expr:
+        if not arg.index:
+            return Arg(1)
+        extra = extras(node)[arg.index - 1]
+        return Arg(2 + len(held) + mine.index(extra)) if extra in mine else opened
+
+    rows = node.inputs[: first_weight(node)]
+    inputs = (*rows, *weights(gate), *weights(node), *held, *mine)
+    return replace(_with(node, weights=2, gated=True, epilogue=substitute(epilogue(node), operand)), inputs=inputs)
+
+
+# ---- neighbours
+
+
+def _neighbours(graph: Graph) -> Graph:
+    """Products of the same row that nothing else is done to become one, in the place of the first; each keeps its columns."""
+    uses = Uses(graph)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for number, node in enumerate(graph.nodes):
+        if _is_single(node) and not extras(node) and _may_join(uses, node):
+            groups[*_row(node), epilogue(node)].append(number)
+    changes: dict[int, Node | None] = {}
+    moved: dict[Storage, tuple[Storage, int]] = {}
+    for group in (g for numbers in groups.values() for g in _unbroken(uses, numbers) if len(g) > 1):
+        nodes = [graph.nodes[number] for number in group]
+        changes |= dict.fromkeys(group)
+        changes[group[0]] = joined = _joined(nodes)
+        at = 0
+        for node in nodes:
+            moved[node.output.storage] = (joined.output.storage, at)
+            at += node.output.shape[1]
+
+    def view(t: Tensor) -> Tensor:
+        storage, at = moved.get(t.storage, (t.storage, 0))
+        return Tensor(t.dtype, replace(t.layout, offset=t.layout.offset + at), storage)
+
+    return rewritten(graph, changes, view)
+
+
+def _may_join(uses: Uses, node: Node) -> bool:
+    out = node.output
+    return uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+
+
+def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers in runs during which nobody writes the row."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def _joined(nodes: Sequence[Node]) -> Node:
+    first = nodes[0]
+    total = sum(node.output.shape[1] for node in nodes)
+    storage = Storage(f"{first.output.storage.name}_joined", total * DType.BF16.itemsize, Kind.ARENA)
+    out = Tensor(DType.BF16, contiguous((1, total)), storage)
+    inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)))
+    return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))
+
+
+def _with(node: Node, **attrs: Attr) -> Node:
+    """The node with some attributes changed, in the order they were in."""
+    return replace(node, attrs=tuple((key, attrs.get(key, value)) for key, value in node.attrs))
+
+
+# ---- published results
+
+
+def _publish(graph: Graph) -> Graph:
+    """Scratch that streams write and only streams read, as rows or operands, becomes words."""
+    made = {t.storage for n in graph.nodes if n.op in POLLED for t in n.outputs if t.storage.kind is Kind.ARENA}
+    public = {t.storage for n in graph.nodes for t in (*n.inputs, *n.outputs) if not _is_polled(n, t)}
+    words = {s: replace(s, kind=Kind.WORDS) for s in made - public - {t.storage for t in graph.outputs}}
+    return rewritten(graph, {}, lambda t: replace(t, storage=words.get(t.storage, t.storage)))
+
+
+def _is_polled(node: Node, tensor: Tensor) -> bool:
+    return node.op in POLLED and tensor.layout.is_contiguous and tensor in POLLED[node.op](node)
+
+
+def _stream_words(node: Node) -> tuple[Tensor, ...]:
+    lse = node.inputs[2 if node["eps"] else 1 :][:1] if node["merge"] else ()
+    values = (node.inputs[0], *extras(node), *node.outputs)
+    return (*lse, *(t for t in values if t.dtype is DType.BF16))
+
+
+def _attention_words(node: Node) -> tuple[Tensor, ...]:
+    return (*node.inputs[:3], *node.outputs[:2])
+
+
+POLLED = {"stream_linear": _stream_words, "decode_attention": _attention_words}  # what each may poll or publish
