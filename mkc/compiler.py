@@ -44,7 +44,7 @@ class Compilation:
 
 def lower(graph: Graph, target: Target, policy: str = "static") -> Lowering:
     """One graph through all passes but the last two."""
-    fused = stream(fuse(graph), target) if target.streams else fuse(graph)
+    fused = stream(fuse(graph), target) if target.streams and policy == "static" else fuse(graph)
     placed = place(fused)
     tasks = tile(placed, target)
     linked = link(tasks)

@@ -1,6 +1,7 @@
 """Causal language models: load one, compile its prompt and decoding into one kernel, generate with one launch an answer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mkc.compiler import Compilation
 from mkc.errors import InputError, ModelError
+from mkc.frontend.convert import Raised
 from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
+from mkc.ir.target import Target
 
 
 class CausalLM:
@@ -35,8 +38,9 @@ class CausalLM:
         self.state = make_state(model, self.max_length, self.chunk)
         target = target_for(chosen, model.device)
         sections = raise_sections(model, self.state, self.stops, self.chunk)
-        self._executable = Executable(sections, target, model.device, chosen.policy)
-        self._executable.build()
+        self._executables = _executables(sections, target, model.device, chosen.policy)
+        for executable in self._executables:
+            executable.build()
 
     @staticmethod
     def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":
@@ -50,13 +54,13 @@ class CausalLM:
 
     @property
     def compilation(self) -> Compilation:
-        """Every stage of both sections and of the kernel."""
-        return self._executable.compilation
+        """Every stage of the kernel that decodes, which reads the prompt as well unless it streams."""
+        return self._executables[-1].compilation
 
     @property
     def launches(self) -> int:
         """How many kernels have been launched so far."""
-        return self._executable.launches
+        return sum(executable.launches for executable in self._executables)
 
     @property
     def source(self) -> str:
@@ -71,15 +75,28 @@ class CausalLM:
         return str(self.tokenizer.decode([t for t in found if t not in self.stops], skip_special_tokens=True))
 
     def generate_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> list[int]:
-        """Tokens after `ids`, at most `max_new_tokens`, ending with an end-of-sequence token where one came. One launch."""
+        """Tokens after `ids`, at most `max_new_tokens`, ending with an end-of-sequence token where one came.
+
+        One launch; two where decoding streams its weights, for a prompt is read by another kernel then.
+        """
         steps = self._prepare(ids, max_new_tokens)
-        self._executable(self.state.tensors, self.state.tensors, steps=steps)
+        for executable, mine in self._shares(steps):
+            executable(*[self.state.tensors] * len(mine), steps=mine)
         return self._answer(len(ids), max_new_tokens)
 
     def trace_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> Words:
-        """The same run with time stamps: an array of STAMP."""
+        """The same run with time stamps of its last kernel: an array of STAMP."""
         steps = self._prepare(ids, max_new_tokens)
-        return self._executable.trace(self.state.tensors, self.state.tensors, steps=steps)
+        *earlier, (last, mine) = self._shares(steps)
+        for executable, before in earlier:
+            executable(*[self.state.tensors] * len(before), steps=before)
+        return last.trace(*[self.state.tensors] * len(mine), steps=mine)
+
+    def _shares(self, steps: tuple[int, int]) -> list[tuple[Executable, tuple[int, ...]]]:
+        """Each kernel with the steps of its sections."""
+        if len(self._executables) == 1:
+            return [(self._executables[0], steps)]
+        return [(executable, (count,)) for executable, count in zip(self._executables, steps, strict=True)]
 
     def _prepare(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, int]:
         """Lay the prompt in the state; how many steps each section takes."""
@@ -97,6 +114,15 @@ class CausalLM:
         found = self.state.text(start, count)
         ends = [i for i, token in enumerate(found) if token in self.stops]
         return found[: ends[0] + 1] if ends else found
+
+
+def _executables(sections: Sequence[Raised], target: Target, device: torch.device, policy: str) -> list[Executable]:
+    """One kernel of two sections; or two kernels, when decoding streams: its ring and registers serve nothing else."""
+    if not target.streams:
+        return [Executable(sections, target, device, policy)]
+    prompt, decode = sections
+    portable = replace(target, streams=False)
+    return [Executable([prompt], portable, device, policy), Executable([decode], target, device, policy)]
 
 
 def _stops(model: PreTrainedModel) -> tuple[int, ...]:

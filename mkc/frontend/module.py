@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -37,6 +37,7 @@ class Options:
     workers: int | None = None
     policy: str = "static"
     fallback: str = "torch"
+    streams: bool = True  # weights, where the target has workers for that
 
     def __post_init__(self) -> None:
         _one_of("policy", self.policy, POLICIES)
@@ -63,7 +64,8 @@ def target_for(chosen: Options, device: torch.device) -> Target:
         return wanted
     if wanted is not None and wanted != device.type:
         raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
-    return targets.named(device.type, device.index, chosen.workers or config.workers())
+    found = targets.named(device.type, device.index, chosen.workers or config.workers())
+    return found if chosen.streams else replace(found, streams=False)
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -34,19 +34,19 @@ def _lay(memory: torch.Tensor, pack: Pack, weights: list[torch.Tensor]) -> None:
 def _tiles(weights: list[torch.Tensor], gated: bool, depth: int) -> torch.Tensor:
     """[tiles, 8, depth], padded with zeros."""
     if gated:
-        rows = torch.cat([w.unflatten(0, (-1, 4)) for w in weights], 1).flatten(0, 1)
+        rows = torch.cat([w.reshape(-1, 4, w.shape[1]) for w in weights], 1).flatten(0, 1)
     else:
         rows = torch.cat(weights)
     rows = torch.nn.functional.pad(rows, (0, depth - rows.shape[1], 0, -rows.shape[0] % 8))
-    return rows.unflatten(0, (-1, 8))
+    return rows.reshape(-1, 8, depth)
 
 
 def _fragments(tiles: torch.Tensor, count: int) -> torch.Tensor:
     """[tiles * count, 8 warps, 256]: a lane's 8 elements are the a operand of mma.m16n8k16, rows g and g + 8 in turn."""
     if count % 2 == 0:  # k = 512 c + 64 warp + 32 half + 8 t + 4 j + e
-        split = tiles.unflatten(2, (-1, 8, 2, 4, 2, 2, 2))  # tile g c w h t j e2 e1
+        split = tiles.reshape(len(tiles), 8, -1, 8, 2, 4, 2, 2, 2)  # tile g c w h t j e2 e1
         ordered = split.permute(0, 2, 6, 3, 1, 5, 7, 4, 8)
     else:  # k = 256 c + 32 warp + 16 half + 4 t + e
-        split = tiles.unflatten(2, (-1, 8, 2, 4, 2, 2))  # tile g c w h t e2 e1
+        split = tiles.reshape(len(tiles), 8, -1, 8, 2, 4, 2, 2)  # tile g c w h t e2 e1
         ordered = split.permute(0, 2, 3, 1, 5, 6, 4, 7)
     return ordered.reshape(-1, 8, 256)
