@@ -119,7 +119,9 @@ class Compiled:
             raise ModelError("an input requires grad and mkc computes no gradients; use torch.no_grad() or detach() it")
 
     def _key(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Key:
-        return (spec, *((tuple(x.shape), x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in leaves))
+        """Whatever the forward may have looked at: the types too, since it may ask whether it holds a Parameter."""
+        seen = ((tuple(x.shape), x.dtype, x.device, type(x)) if isinstance(x, torch.Tensor) else x for x in leaves)
+        return (spec, *seen)
 
     def _specialise(
         self, key: Key, leaves: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -241,7 +243,8 @@ class Compiled:
 
 
 def _described(leaf: Any) -> str:
-    if isinstance(leaf, tuple) and len(leaf) == 3:
-        shape, dtype, device = leaf
-        return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}] on {device}"
+    if isinstance(leaf, tuple) and len(leaf) == 4:
+        shape, dtype, device, kind = leaf
+        named = "" if kind is torch.Tensor else f"{kind.__name__} "
+        return f"{named}{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}] on {device}"
     return repr(leaf)
