@@ -1,6 +1,7 @@
 """Causal language models: load one, compile its prompt and decoding into one kernel, generate with one launch an answer."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mkc.compiler import Compilation
 from mkc.errors import InputError, ModelError
-from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
+from mkc.frontend.convert import Raised
+from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
@@ -33,9 +35,9 @@ class CausalLM:
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length)
-        target = target_for(chosen, model.device)
+        self._chosen = chosen, target_for(chosen, model.device)
         sections = raise_sections(model, self.state, self.stops, self.chunk)
-        self._executable = Executable(sections, target, model.device, chosen.policy)
+        self._executable = self._planned(sections)
         self._executable.build()
 
     @staticmethod
@@ -80,6 +82,23 @@ class CausalLM:
         """The same run with time stamps: an array of STAMP."""
         steps = self._prepare(ids, max_new_tokens)
         return self._executable.trace(self.state.tensors, self.state.tensors, steps=steps)
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """What the decode step makes of a given text: logits [len(ids), vocabulary] of what follows each token.
+
+        For grading. The first call compiles a kernel of the same step that chooses nothing; every token is a launch.
+        """
+        self._prepare(ids, 1)
+        found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
+        return torch.cat(found)[:, -1]
+
+    @cached_property
+    def _scoring(self) -> Executable:
+        return self._planned([raise_logits(self.model, self.state)])
+
+    def _planned(self, sections: Sequence[Raised]) -> Executable:
+        options, target = self._chosen
+        return Executable(sections, target, self.model.device, options.policy)
 
     def _prepare(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, int]:
         """Lay the prompt in the state; how many steps each section takes."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mkc
+from mkc.numerics import grade_answer, teacher_forced
 
 transformers = pytest.importorskip("transformers")
 
@@ -63,6 +64,22 @@ def test_both_policies_and_any_number_of_workers_agree() -> None:
         for policy, workers in (("static", 1), ("static", 5), ("dynamic", 3))
     ]
     assert answers[0] == answers[1] == answers[2] == expected(model, [5, 6], 10)
+
+
+def test_logits_of_a_given_text_are_those_that_the_tokens_came_from() -> None:
+    lm = _small()
+    ids = [1, 2, 3]
+    told = lm.generate_ids(ids, 10)
+    logits = lm.logits([*ids, *told[:-1]])
+    assert logits.shape == (12, 50)
+    assert logits[2:].argmax(-1).tolist() == told
+    torch.testing.assert_close(logits, teacher_forced(lm.model, [*ids, *told[:-1]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_answer_is_as_near_to_float64_as_eagers(dtype: torch.dtype) -> None:
+    graded = grade_answer(mkc.CausalLM(tiny("Qwen3").to(dtype), max_length=32, chunk=8, workers=2), [1, 2, 3], 20)
+    assert graded.passed, str(graded)
 
 
 def test_an_end_of_sequence_token_ends_the_run_inside_the_kernel() -> None:
