@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mkc.compiler import Compilation
 from mkc.errors import InputError, ModelError
@@ -14,6 +14,7 @@ from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refu
 from mkc.frontend.executable import Executable
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
+from mkc.ir.target import Target
 
 
 class CausalLM:
@@ -49,6 +50,17 @@ class CausalLM:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot load a causal language model from {path!r}: {error}") from error
         return CausalLM(model.to(device).eval(), tokenizer, **given)
+
+    @staticmethod
+    def planned(path: str, target: Target, **given: Any) -> "CausalLM":
+        """The plan of a Hugging Face folder or id for a machine that need not be here. Only its config is read, no weights."""
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot plan a causal language model from {path!r}: {error}") from error
+        return CausalLM(model.eval(), target=target, **given)
 
     @property
     def compilation(self) -> Compilation:

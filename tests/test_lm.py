@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import mkc
+from mkc.compiler import compile_graphs
+from mkc.inspect.account import Explanation
 from mkc.numerics import grade_answer, teacher_forced
+from mkc.targets import cuda
 
 transformers = pytest.importorskip("transformers")
 
@@ -113,6 +116,27 @@ def test_a_model_in_training_or_of_another_kind_is_refused() -> None:
 def test_a_path_without_a_model_is_refused(tmp_path: Any) -> None:
     with pytest.raises(mkc.ModelError, match="cannot load"):
         mkc.CausalLM.from_pretrained(str(tmp_path))
+
+
+def test_a_model_without_weights_is_planned_for_a_gpu_that_is_elsewhere() -> None:
+    target = cuda.target(arch="sm_90a")
+    model = tiny("Qwen3")
+    there = mkc.CausalLM(model, max_length=32, chunk=8, target="cpu")
+    with torch.device("meta"):
+        hollow = type(model)(model.config).eval()
+    planned = mkc.explain(mkc.CausalLM(hollow, max_length=32, chunk=8, target=target))
+    compiled = [s.graph for s in there.compilation.sections]
+    assert planned == Explanation.of([compile_graphs(compiled, target)])
+    assert planned.floor_ns > 0
+
+
+def test_a_model_without_weights_is_not_run_and_needs_a_target_in_full() -> None:
+    model = tiny("Llama").to("meta")
+    with pytest.raises(mkc.InputError, match="only be planned"):
+        mkc.CausalLM(model)
+    lm = mkc.CausalLM(model, max_length=32, chunk=8, target=cuda.target(arch="sm_90a"))
+    with pytest.raises(mkc.InputError, match="planned, not run"):
+        lm.generate_ids([1], 4)
 
 
 _KEPT: list[Any] = []

@@ -61,6 +61,11 @@ def target_for(chosen: Options, device: torch.device) -> Target:
     wanted = chosen.target or config.target_name()
     if isinstance(wanted, Target):
         return wanted
+    if device.type == "meta":
+        raise InputError(
+            "tensors on meta can only be planned with, for a Target named in full: "
+            'target=mkc.targets.cuda.target(arch="sm_90a")'
+        )
     if wanted is not None and wanted != device.type:
         raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
     return targets.named(device.type, device.index, chosen.workers or config.workers())
@@ -157,7 +162,7 @@ class Compiled:
         for name, other in named[1:]:
             if other.device != tensor.device:
                 raise InputError(f"{name} is on {other.device} but {first} is on {tensor.device}; move them to one device")
-        if tensor.device.type not in ("cpu", "cuda"):
+        if tensor.device.type not in ("cpu", "cuda", "meta"):
             raise InputError(f"{first} is on {tensor.device}; mkc runs on cpu and cuda")
         return tensor.device
 

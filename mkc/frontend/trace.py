@@ -100,9 +100,10 @@ def _apart(arguments: Any) -> Any:
     seen: set[int] = set()
 
     def alone(leaf: Leaf) -> Leaf:
-        if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+        if not isinstance(leaf, torch.Tensor):
             return leaf
-        memory = leaf.untyped_storage().data_ptr()
+        storage = leaf.untyped_storage()
+        memory = storage._cdata if leaf.is_meta else storage.data_ptr()  # meta tensors have no address
         if memory in seen:
             return leaf.clone()
         seen.add(memory)
