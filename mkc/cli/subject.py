@@ -79,7 +79,10 @@ def subject(model: str, wanted: Wanted) -> Subject:
 
 
 def language_model(path: str, device: str, elsewhere: Target | None = None, **given: Any) -> Any:
-    """A CausalLM from a folder or id; only its plan, without weights, for a machine that is elsewhere. Raises OptionError, ModelError, and TargetError without transformers."""
+    """A CausalLM from a folder or id; for a machine that is elsewhere its plan, without weights.
+
+    Raises OptionError, ModelError, and TargetError without transformers.
+    """
     if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path):
         raise OptionError(f"there is no folder {path}, and it is not the id of a model on Hugging Face")
     try:
