@@ -8,9 +8,10 @@ block is; it does not run.
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -23,7 +24,8 @@ _BLOCK = re.compile(
 
 def refreshed(page: str, name: str = "page") -> str:
     """The page as it should be. Raises whatever an example raises."""
-    namespace: dict[str, Any] = {"__name__": name}
+    sys.modules[name] = ModuleType(name)  # Dynamo looks up the globals of a function by the name of its module
+    namespace = vars(sys.modules[name])
 
     def fill(match: re.Match[str]) -> str:
         if match["role"] == "shows":

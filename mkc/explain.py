@@ -15,8 +15,8 @@ def explain(model: Any, example_inputs: Any = None, /, **given: Any) -> Explanat
     """What mkc makes of a model: operators, tasks, bytes, the memory floor, and what stays in PyTorch and why.
 
     Takes what `mkc.compile` takes, options too, or what `mkc.compile` and `mkc.CausalLM` gave. With a Target of a machine
-    that is not here, such as `mkc.targets.cuda.target(arch="sm_90a")`, the model is only planned for it. Raises what
-    `mkc.compile` raises.
+    that is not here, such as `mkc.targets.cuda.target(arch="sm_90a")`, the model is only planned for it, and
+    may be on the meta device, without memory. Raises what `mkc.compile` raises.
     """
     return Explanation.of(*looked_at(model, example_inputs, **given))
 
@@ -29,7 +29,8 @@ def looked_at(model: Any, example_inputs: Any = None, /, **given: Any) -> tuple[
         made, fallbacks = _made(model)
     else:
         examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        compiled = Compiled(_plain(model), replace(chosen, target=None) if elsewhere else chosen, examples)
+        here = chosen if any(getattr(x, "is_meta", False) for x in examples) else replace(chosen, target=None)
+        compiled = Compiled(_plain(model), here if elsewhere else chosen, examples)
         made, fallbacks = compiled.compilations, compiled.fallbacks
     if elsewhere:
         made = [compile_graphs([s.graph for s in c.sections], elsewhere, chosen.policy) for c in made]

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mkc.compiler import Compilation
 from mkc.errors import InputError, ModelError
 from mkc.frontend.convert import Raised
-from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
+from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
@@ -36,11 +37,9 @@ class CausalLM:
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length, self.chunk)
-        target = target_for(chosen, model.device)
-        sections = raise_sections(model, self.state, self.stops, self.chunk)
-        self._executables = _executables(sections, target, model.device, chosen.policy)
-        for executable in self._executables:
-            executable.build()
+        self._chosen = chosen, target_for(chosen, model.device)
+        self._sections = raise_sections(model, self.state, self.stops, self.chunk)
+        self._decoder.build()
 
     @staticmethod
     def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":
@@ -52,15 +51,46 @@ class CausalLM:
             raise ModelError(f"cannot load a causal language model from {path!r}: {error}") from error
         return CausalLM(model.to(device).eval(), tokenizer, **given)
 
+    @staticmethod
+    def planned(path: str, target: Target, **given: Any) -> "CausalLM":
+        """The plan of a Hugging Face folder or id for a machine that need not be here. Only its config is read, no weights."""
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot plan a causal language model from {path!r}: {error}") from error
+        return CausalLM(model.eval(), target=target, **given)
+
     @property
     def compilation(self) -> Compilation:
-        """Every stage of the kernel that decodes, which reads the prompt as well unless it streams."""
-        return self._executables[-1].compilation
+        """Every stage of the kernel that decodes, which reads prompts as well unless it streams its weights."""
+        return self._decoder.compilation
 
     @property
     def launches(self) -> int:
         """How many kernels have been launched so far."""
-        return sum(executable.launches for executable in self._executables)
+        reader = self.__dict__.get("_reader")
+        return self._decoder.launches + (reader.launches if reader else 0)
+
+    @cached_property
+    def _decoder(self) -> Executable:
+        """The kernel of both sections; or of decoding alone when it streams: its ring and registers serve nothing else."""
+        options, target = self._chosen
+        if target.streams and options.policy == "static":
+            alone = self._planned(self._sections[1:])
+            if alone.compilation.program.streams:
+                return alone
+        return self._planned(self._sections, streams=False)
+
+    @cached_property
+    def _reader(self) -> Executable:
+        """The kernel that reads prompts where decoding streams, made when the first prompt comes."""
+        return self._planned(self._sections[:1], streams=False)
+
+    @property
+    def _streams(self) -> bool:
+        return self._decoder.compilation.program.streams is not None
 
     @property
     def source(self) -> str:
@@ -79,24 +109,39 @@ class CausalLM:
 
         One launch; two where decoding streams its weights, for a prompt is read by another kernel then.
         """
-        steps = self._prepare(ids, max_new_tokens)
-        for executable, mine in self._shares(steps):
-            executable(*[self.state.tensors] * len(mine), steps=mine)
+        steps = self._begin(ids, max_new_tokens)
+        self._decoder(*[self.state.tensors] * len(steps), steps=steps)
         return self._answer(len(ids), max_new_tokens)
 
     def trace_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> Words:
-        """The same run with time stamps of its last kernel: an array of STAMP."""
-        steps = self._prepare(ids, max_new_tokens)
-        *earlier, (last, mine) = self._shares(steps)
-        for executable, before in earlier:
-            executable(*[self.state.tensors] * len(before), steps=before)
-        return last.trace(*[self.state.tensors] * len(mine), steps=mine)
+        """The same run with time stamps from inside the kernel that decodes: an array of STAMP."""
+        steps = self._begin(ids, max_new_tokens)
+        return self._decoder.trace(*[self.state.tensors] * len(steps), steps=steps)
 
-    def _shares(self, steps: tuple[int, int]) -> list[tuple[Executable, tuple[int, ...]]]:
-        """Each kernel with the steps of its sections."""
-        if len(self._executables) == 1:
-            return [(self._executables[0], steps)]
-        return [(executable, (count,)) for executable, count in zip(self._executables, steps, strict=True)]
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """What the decode step makes of a given text: logits [len(ids), vocabulary] of what follows each token.
+
+        For grading. The first call compiles a kernel of the same step that chooses nothing; every token is a launch.
+        """
+        self._prepare(ids, 1)
+        found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
+        return torch.cat(found)[:, -1]
+
+    @cached_property
+    def _scoring(self) -> Executable:
+        return self._planned([raise_logits(self.model, self.state)])
+
+    def _planned(self, sections: Sequence[Raised], streams: bool = True) -> Executable:
+        options, target = self._chosen
+        return Executable(sections, replace(target, streams=target.streams and streams), self.model.device, options.policy)
+
+    def _begin(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+        """Prepare, read the prompt where that is a kernel of its own; the steps of the decoder's sections."""
+        steps = self._prepare(ids, max_new_tokens)
+        if not self._streams:
+            return steps
+        self._reader(self.state.tensors, steps=steps[:1])
+        return steps[1:]
 
     def _prepare(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, int]:
         """Lay the prompt in the state; how many steps each section takes."""
@@ -114,15 +159,6 @@ class CausalLM:
         found = self.state.text(start, count)
         ends = [i for i, token in enumerate(found) if token in self.stops]
         return found[: ends[0] + 1] if ends else found
-
-
-def _executables(sections: Sequence[Raised], target: Target, device: torch.device, policy: str) -> list[Executable]:
-    """One kernel of two sections; or two kernels, when decoding streams: its ring and registers serve nothing else."""
-    if not target.streams:
-        return [Executable(sections, target, device, policy)]
-    prompt, decode = sections
-    portable = replace(target, streams=False)
-    return [Executable([prompt], portable, device, policy), Executable([decode], target, device, policy)]
 
 
 def _stops(model: PreTrainedModel) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import mkc
 from mkc import targets
 from mkc.frontend.convert import convert
 from mkc.frontend.trace import trace
+from mkc.numerics import allowed, largest
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Function = Callable[..., Any]
@@ -25,7 +26,7 @@ DEVICE = os.environ.get("MKC_TEST_DEVICE", "cpu")
 def assert_close_to_float64(got: Any, fn: Function, *inputs: torch.Tensor, factor: float = 2.0) -> None:
     """`got` has the shapes and dtypes that `fn(*inputs)` has in torch, and is as near to `fn` computed in float64:
 
-    |got - exact| <= factor max|eager - exact| + 2 eps |exact| for each element. Whatever is not a float must be equal,
+    to within `mkc.numerics.allowed` for each element. Whatever is not a float must be equal,
     and so must what is infinite or not a number.
     """
     exact = _leaves(fn(*(x.double() if x.is_floating_point() else x for x in inputs)))
@@ -38,9 +39,8 @@ def assert_close_to_float64(got: Any, fn: Function, *inputs: torch.Tensor, facto
         finite = truth.isfinite() & eager.isfinite()
         torch.testing.assert_close(mine[~finite], eager[~finite], rtol=0, atol=0, equal_nan=True)
         error, own = ((t.double() - truth)[finite].abs() for t in (mine, eager))
-        allowed = factor * _largest(own) + 2 * torch.finfo(eager.dtype).eps * truth[finite].abs()
-        assert _largest(error - allowed) <= 0, (
-            f"off by {_largest(error):g}; torch itself by {_largest(own):g}"
+        assert (error <= allowed(eager[finite], truth[finite], factor)).all(), (
+            f"off by {largest(error):g}; torch itself by {largest(own):g}"
         )
 
 
@@ -77,7 +77,3 @@ def _moved(value: Any, device: str) -> Any:
 
 def _leaves(value: Any) -> list[torch.Tensor]:
     return pytree.tree_leaves(value)
-
-
-def _largest(values: torch.Tensor) -> float:
-    return values.max().item() if values.numel() else 0.0

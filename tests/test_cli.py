@@ -10,6 +10,7 @@ from mkc import cli
 from mkc.cli import findings
 from mkc.errors import MkcError, TargetError
 
+ADDER = Path(__file__).parent.parent / "examples" / "adder" / "model"
 MODELS = """
 import torch
 from torch import nn
@@ -153,9 +154,16 @@ def test_unknown_or_missing_options_are_refused(arguments: tuple[str, ...]) -> N
     assert "Error: " in result.stderr
 
 
-# ---- run
+def test_a_language_model_is_planned_from_its_config_alone(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_bytes((ADDER / "config.json").read_bytes())
+    result = mkc("explain", tmp_path, "--target", "cuda", "--arch", "sm_90a")
+    assert result.exit_code == 0, result.output
+    assert "1 kernel for cuda sm_90a" in result.stdout
+    assert result.stdout.count("floor") == 2  # prompt and decode
 
-ADDER = Path(__file__).parent.parent / "examples" / "adder" / "model"
+
+# ---- run
 
 
 class FakeLM:

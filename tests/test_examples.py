@@ -11,7 +11,7 @@ ARGUMENTS = {
     "01_elementwise.py": [],
     "02_mlp.py": [],
     "03_attention.py": [],
-    "04_decode_speed.py": ["--steps", "4", "--repeats", "1"],
+    "04_decode_speed.py": ["--steps", "4", "--repeats", "1", "--dtype", "bfloat16"],
     "adder/demo.py": ["--sums", "12", "--quick", "--out"],
 }
 

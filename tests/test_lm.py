@@ -6,6 +6,10 @@ import pytest
 import torch
 
 import mkc
+from mkc.compiler import compile_graphs
+from mkc.inspect.account import Explanation
+from mkc.numerics import grade_answer, teacher_forced
+from mkc.targets import cuda
 
 transformers = pytest.importorskip("transformers")
 
@@ -65,6 +69,22 @@ def test_both_policies_and_any_number_of_workers_agree() -> None:
     assert answers[0] == answers[1] == answers[2] == expected(model, [5, 6], 10)
 
 
+def test_logits_of_a_given_text_are_those_that_the_tokens_came_from() -> None:
+    lm = _small()
+    ids = [1, 2, 3]
+    told = lm.generate_ids(ids, 10)
+    logits = lm.logits([*ids, *told[:-1]])
+    assert logits.shape == (12, 50)
+    assert logits[2:].argmax(-1).tolist() == told
+    torch.testing.assert_close(logits, teacher_forced(lm.model, [*ids, *told[:-1]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_answer_is_as_near_to_float64_as_eagers(dtype: torch.dtype) -> None:
+    graded = grade_answer(mkc.CausalLM(tiny("Qwen3").to(dtype), max_length=32, chunk=8, workers=2), [1, 2, 3], 20)
+    assert graded.passed, str(graded)
+
+
 def test_an_end_of_sequence_token_ends_the_run_inside_the_kernel() -> None:
     model = tiny("Qwen3")
     told = expected(model, [1, 2, 3], 12)
@@ -96,6 +116,27 @@ def test_a_model_in_training_or_of_another_kind_is_refused() -> None:
 def test_a_path_without_a_model_is_refused(tmp_path: Any) -> None:
     with pytest.raises(mkc.ModelError, match="cannot load"):
         mkc.CausalLM.from_pretrained(str(tmp_path))
+
+
+def test_a_model_without_weights_is_planned_for_a_gpu_that_is_elsewhere() -> None:
+    target = cuda.target(arch="sm_90a")
+    model = tiny("Qwen3")
+    there = mkc.CausalLM(model, max_length=32, chunk=8, target="cpu")
+    with torch.device("meta"):
+        hollow = type(model)(model.config).eval()
+    planned = mkc.explain(mkc.CausalLM(hollow, max_length=32, chunk=8, target=target))
+    compiled = [s.graph for s in there.compilation.sections]
+    assert planned == Explanation.of([compile_graphs(compiled, target)])
+    assert planned.floor_ns > 0
+
+
+def test_a_model_without_weights_is_not_run_and_needs_a_target_in_full() -> None:
+    model = tiny("Llama").to("meta")
+    with pytest.raises(mkc.InputError, match="only be planned"):
+        mkc.CausalLM(model)
+    lm = mkc.CausalLM(model, max_length=32, chunk=8, target=cuda.target(arch="sm_90a"))
+    with pytest.raises(mkc.InputError, match="planned, not run"):
+        lm.generate_ids([1], 4)
 
 
 _KEPT: list[Any] = []

@@ -78,8 +78,11 @@ def subject(model: str, wanted: Wanted) -> Subject:
     return _language_model(model, wanted)
 
 
-def language_model(path: str, device: str, **given: Any) -> Any:
-    """A CausalLM from a folder or id. Raises OptionError, ModelError, and TargetError without transformers."""
+def language_model(path: str, device: str, elsewhere: Target | None = None, **given: Any) -> Any:
+    """A CausalLM from a folder or id; for a machine that is elsewhere its plan, without weights.
+
+    Raises OptionError, ModelError, and TargetError without transformers.
+    """
     if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path):
         raise OptionError(f"there is no folder {path}, and it is not the id of a model on Hugging Face")
     try:
@@ -89,14 +92,16 @@ def language_model(path: str, device: str, **given: Any) -> Any:
             f'language models need transformers: pip install "mkc-compiler[hf]" ({error})'
         ) from error
     import_module("transformers.utils.logging").disable_progress_bar()  # there is one of ours
+    if elsewhere:
+        return lm.CausalLM.planned(path, elsewhere, policy=given["policy"])
     return lm.CausalLM.from_pretrained(path, device=device, **given)
 
 
 def _language_model(path: str, wanted: Wanted) -> Subject:
-    lm = language_model(path, wanted.device, **wanted.options)
+    lm = language_model(path, wanted.device, wanted.elsewhere, **wanted.options)
     name = Path(path).name
     if wanted.elsewhere:
-        return _planned(name, (lm.compilation,), (), wanted)
+        return Subject(name, (lm.compilation,), (), None, _unrun(wanted.elsewhere))
 
     def trace() -> Words:
         ids = list(
@@ -130,7 +135,11 @@ def _planned(name: str, made: tuple[Compilation, ...], fallbacks: tuple[str, ...
     target = wanted.elsewhere
     assert target is not None
     again = tuple(compile_graphs([s.graph for s in c.sections], target, wanted.policy) for c in made)
-    return Subject(name, again, fallbacks, None, f"it was planned for {target.arch}, and not run")
+    return Subject(name, again, fallbacks, None, _unrun(target))
+
+
+def _unrun(target: Target) -> str:
+    return f"it was planned for {target.arch}, and not run"
 
 
 def _called(path: Path, factory: str) -> tuple[Any, tuple[Any, ...]]:

@@ -79,6 +79,12 @@ def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], c
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
 
 
+def raise_logits(model: PreTrainedModel, state: State) -> Raised:
+    """One token of the text a step, as in the decoding section, but giving logits [1, 1, vocabulary] and choosing nothing."""
+    ends = torch.tensor([-1], dtype=torch.int64, device=model.device)
+    return convert(trace(_Logits(model, ends).eval(), state.tensors, {}), "logits")
+
+
 class _Layer(StaticLayer):  # type: ignore[misc]
     """A layer's cache in given memory. All layers share the positions to write, which are counted elsewhere."""
 
@@ -102,10 +108,10 @@ class _Step(nn.Module):
         self.model = model
         self.ends = nn.Buffer(ends, persistent=False)
 
-    def next_token(
+    def logits(
         self, ids: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor, caches: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """ids [B, S] at positions [S] -> the most likely token after row `keep`, [B, 1]."""
+        """ids [B, S] at positions [S] -> logits [B, 1, V] of what follows row `keep`, or the last row if `keep` is 1."""
         pairs = zip(caches[::2], caches[1::2], strict=True)
         cache = Cache(layers=[_Layer(k, v, positions) for k, v in pairs])
         result = self.model(
@@ -115,7 +121,13 @@ class _Step(nn.Module):
             use_cache=True,
             logits_to_keep=keep,
         )
-        return result.logits[:, -1].argmax(-1, keepdim=True)  # type: ignore[no-any-return]
+        return result.logits  # type: ignore[no-any-return]
+
+    def next_token(
+        self, ids: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor, caches: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """The most likely of these, [B, 1]."""
+        return self.logits(ids, positions, keep, caches)[:, -1].argmax(-1, keepdim=True)
 
     def take(self, found: torch.Tensor, at: torch.Tensor, text: torch.Tensor, token: torch.Tensor, done: torch.Tensor) -> None:
         text.index_copy_(1, at, found)
@@ -153,6 +165,18 @@ class _Decode(_Step):
         following = position + 1
         self.take(found, following, text, token, done)
         position.copy_(following)
+
+
+class _Logits(_Step):
+    """One token of a given text through the model."""
+
+    def forward(
+        self, text: torch.Tensor, length: torch.Tensor, position: torch.Tensor, token: torch.Tensor,
+        done: torch.Tensor, *caches: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = self.logits(text.index_select(1, position), position, 1, caches)
+        position.copy_(position + 1)
+        return logits
 
 
 def refuse_unsupported(model: Any) -> None:

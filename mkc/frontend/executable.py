@@ -47,8 +47,9 @@ class Executable:
         return build(made.program, made.source, made.target, self.device.index)
 
     def build(self) -> None:
-        """Build the kernel now. Raises BuildError, TargetError."""
-        _ = self.kernel
+        """Build the kernel now, unless there is only a plan. Raises BuildError, TargetError."""
+        if self.device.type != "meta":
+            _ = self.kernel
 
     def __call__(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> list[Any]:
         """Run every section for its steps (default: once). Returns the result of each section."""
@@ -128,6 +129,8 @@ class _Binding:
     """The addresses of one call, the outputs made for it, and the inputs that had to be copied."""
 
     def __init__(self, executable: Executable, leaves: Sequence[Leaves]) -> None:
+        if executable.device.type == "meta":
+            raise InputError("a model on meta has no memory: it is planned, not run; load it on cpu or cuda")
         self.executable = executable
         self.leaves = leaves
         self.outputs: dict[tuple[int, str], torch.Tensor] = {}

@@ -62,6 +62,11 @@ def target_for(chosen: Options, device: torch.device) -> Target:
     wanted = chosen.target or config.target_name()
     if isinstance(wanted, Target):
         return wanted
+    if device.type == "meta":
+        raise InputError(
+            "tensors on meta can only be planned with, for a Target named in full: "
+            'target=mkc.targets.cuda.target(arch="sm_90a")'
+        )
     if wanted is not None and wanted != device.type:
         raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
     found = targets.named(device.type, device.index, chosen.workers or config.workers())
@@ -121,7 +126,9 @@ class Compiled:
             raise ModelError("an input requires grad and mkc computes no gradients; use torch.no_grad() or detach() it")
 
     def _key(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Key:
-        return (spec, *((tuple(x.shape), x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in leaves))
+        """Whatever the forward may have looked at: the types too, since it may ask whether it holds a Parameter."""
+        seen = ((tuple(x.shape), x.dtype, x.device, type(x)) if isinstance(x, torch.Tensor) else x for x in leaves)
+        return (spec, *seen)
 
     def _specialise(
         self, key: Key, leaves: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -157,7 +164,7 @@ class Compiled:
         for name, other in named[1:]:
             if other.device != tensor.device:
                 raise InputError(f"{name} is on {other.device} but {first} is on {tensor.device}; move them to one device")
-        if tensor.device.type not in ("cpu", "cuda"):
+        if tensor.device.type not in ("cpu", "cuda", "meta"):
             raise InputError(f"{first} is on {tensor.device}; mkc runs on cpu and cuda")
         return tensor.device
 
@@ -243,7 +250,8 @@ class Compiled:
 
 
 def _described(leaf: Any) -> str:
-    if isinstance(leaf, tuple) and len(leaf) == 3:
-        shape, dtype, device = leaf
-        return f"{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}] on {device}"
+    if isinstance(leaf, tuple) and len(leaf) == 4:
+        shape, dtype, device, kind = leaf
+        named = "" if kind is torch.Tensor else f"{kind.__name__} "
+        return f"{named}{str(dtype).removeprefix('torch.')}[{', '.join(map(str, shape))}] on {device}"
     return repr(leaf)

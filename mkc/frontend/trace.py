@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from mkc.errors import ModelError
 
 Leaf = Any  # of an argument pytree: a tensor, a number, None
+TORCH = ("torch.nn.modules.",)
+LIBRARIES = (*TORCH, "torch.fx.", "transformers.", "mkc.")  # never ask a tensor for its exact type: looked up, November 2026
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,22 @@ class Traced:
 
 
 def trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
-    """Symbolic tracing where it can go, `torch.export` where it cannot. Raises ModelError."""
+    """Symbolic tracing of torch's own modules, `torch.export` of everything else. Raises ModelError.
+
+    What stands in for a tensor while a forward runs is no plain `Tensor`, so a forward that asks for types could silently
+    take another branch than in PyTorch. So only code that is known not to ask is run on stand-ins: of torch's modules on
+    symbols, of a few libraries on fake tensors. Anybody else's is read by Dynamo, which knows what the types would be.
+    """
     module = model if isinstance(model, nn.Module) else _Function(model)
     args, kwargs = _apart((args, kwargs))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if not kwargs and _is_plain(module, args):
+        if not kwargs and _written_by(TORCH, module) and all(isinstance(a, torch.Tensor) for a in args):
             try:
                 return trace_graph_module(_symbolic(module), args)
             except Exception:  # noqa: BLE001  whatever stopped it, export is the judge
                 pass
-        return _export(module, args, kwargs)
+        return _export(module, args, kwargs, strict=not _written_by(LIBRARIES, module))
 
 
 def trace_graph_module(module: nn.Module, args: Sequence[torch.Tensor]) -> Traced:
@@ -93,9 +100,10 @@ def _apart(arguments: Any) -> Any:
     seen: set[int] = set()
 
     def alone(leaf: Leaf) -> Leaf:
-        if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+        if not isinstance(leaf, torch.Tensor):
             return leaf
-        memory = leaf.untyped_storage().data_ptr()
+        storage = leaf.untyped_storage()
+        memory = storage._cdata if leaf.is_meta else storage.data_ptr()  # meta tensors have no address
         if memory in seen:
             return leaf.clone()
         seen.add(memory)
@@ -140,14 +148,18 @@ def _symbolic(module: nn.Module) -> fx.GraphModule:
     return fx.GraphModule(module, _Tracer().trace(module))
 
 
-def _is_plain(module: nn.Module, args: tuple[Any, ...]) -> bool:
-    """A composition of torch's own modules, called with tensors.
+def _written_by(packages: tuple[str, ...], module: nn.Module) -> bool:
+    """Whether these packages wrote every forward, and nobody has hung a hook of his own on one."""
+    return all(str(code.__module__).startswith(packages) for m in module.modules() for code in _code(m))
 
-    A symbolic value is no tensor, so a forward that asks what it holds (`isinstance`, `type`, `hasattr`, a shape) could
-    silently take another branch. Torch's modules are trusted not to; anybody else's code is for torch.export.
-    """
-    own = all(type(m).__module__.startswith("torch.nn.modules.") for m in module.modules())
-    return own and all(isinstance(a, torch.Tensor) for a in args)
+
+def _code(module: nn.Module) -> list[Any]:
+    """What runs when the module is called: its class, its forward, which may be an instance's own, and its hooks."""
+    forward = module.forward
+    if isinstance(module, _Function) and isinstance(getattr(forward, "__self__", None), fx.GraphModule):
+        return [fx.GraphModule]  # a graph has no code of anybody's
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return [type(module), forward, *hooks]
 
 
 def _attribute(module: nn.Module, name: str) -> Attribute:
@@ -156,9 +168,9 @@ def _attribute(module: nn.Module, name: str) -> Attribute:
     return Attribute(name.removeprefix("model."), tensor)
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool) -> Traced:
     try:
-        program = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+        program = torch.export.export(module, args, kwargs, strict=strict).run_decompositions({})
     except Exception as error:
         name = type(module).__name__ if not isinstance(module, _Function) else getattr(module._function, "__name__", "function")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

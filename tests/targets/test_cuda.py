@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from devices import on_gpu
 
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import BuildError, MegakernelHang, TargetError
@@ -167,10 +168,6 @@ def test_the_host_compiler_lays_out_the_structs_as_numpy_does():
 
 
 # ---- with one
-
-
-def on_gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(cuda.device_count() == 0, reason="no GPU")(test))
 
 
 class Bench:

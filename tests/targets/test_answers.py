@@ -1,0 +1,92 @@
+"""A trained model in every dtype, on the host and on a GPU: PyTorch's tokens, the same bits again and again, one kernel."""
+
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from devices import EVERYWHERE, on_gpu
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+import mkc
+from mkc.numerics import grade_answer
+
+transformers = pytest.importorskip("transformers")
+
+ADDER = Path(__file__).parents[2] / "examples" / "adder"
+TIMES = {"cpu": 20, "cuda": 1000}  # an answer is repeated
+SUMS = {"cpu": 12, "cuda": 100}  # unseen ones that are asked, of examples/adder/demo.py
+LONGEST = 7  # tokens of an answer
+FLOATS = ("float32", "bfloat16", "float16")
+
+everywhere = pytest.mark.parametrize("device", EVERYWHERE)
+in_every_dtype = pytest.mark.parametrize("dtype", FLOATS)
+
+
+@cache
+def adder(device: str, dtype: str) -> Any:
+    return mkc.CausalLM.from_pretrained(str(ADDER / "model"), dtype=dtype, device=device, max_length=32)
+
+
+@cache
+def questions() -> list[str]:
+    spec = spec_from_file_location("sums", ADDER / "sums.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sums = module_from_spec(spec)
+    spec.loader.exec_module(sums)
+    return [sums.prompt(*pair) for pair in sums.unseen_pairs(max(SUMS.values()), seed=3)]
+
+
+def told_by_torch(lm: Any, ids: list[int]) -> list[int]:
+    asked = torch.tensor([ids], device=lm.model.device)
+    told = lm.model.generate(asked, attention_mask=torch.ones_like(asked), max_new_tokens=LONGEST, do_sample=False)
+    return list(told[0, len(ids) :].tolist())
+
+
+@everywhere
+@in_every_dtype
+def test_the_adder_answers_token_for_token_as_in_pytorch(device: str, dtype: str) -> None:
+    lm = adder(device, dtype)
+    for question in questions()[: SUMS[device]]:
+        ids = lm.tokenizer(question)["input_ids"]
+        assert lm.generate_ids(ids, LONGEST) == told_by_torch(lm, ids), question
+
+
+@everywhere
+@in_every_dtype
+def test_logits_are_as_near_to_float64_as_eagers_and_no_token_is_wrong(device: str, dtype: str) -> None:
+    lm = adder(device, dtype)
+    for question in questions()[:4]:
+        graded = grade_answer(lm, lm.tokenizer(question)["input_ids"], LONGEST)
+        assert graded.passed, f"{question} {graded}"
+
+
+@everywhere
+@in_every_dtype
+def test_an_answer_repeats_bit_for_bit_tokens_and_caches(device: str, dtype: str) -> None:
+    lm = adder(device, dtype)
+    ids, launches = lm.tokenizer("98765+12345=")["input_ids"], lm.launches
+    tokens = lm.generate_ids(ids, LONGEST)
+    caches = [cache.clone() for cache in lm.state.caches]
+    for _ in range(TIMES[device]):
+        assert lm.generate_ids(ids, LONGEST) == tokens
+        assert all(torch.equal(a, b) for a, b in zip(caches, lm.state.caches, strict=True))
+    assert lm.launches == launches + 1 + TIMES[device]
+
+
+@on_gpu
+@in_every_dtype
+def test_the_gpu_sees_one_copy_in_one_kernel_and_one_copy_out(dtype: str) -> None:
+    lm = adder("cuda", dtype)
+    ids = lm.tokenizer("98765+12345=")["input_ids"]
+    lm.generate_ids(ids, LONGEST)  # which loads the kernel
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        lm.generate_ids(ids, LONGEST)
+        torch.cuda.synchronize()
+    events = [event for event in seen.events() if event.device_type is DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
+    assert [event.name.partition(" (")[0] for event in events] == ["Memcpy HtoD", "megakernel", "Memcpy DtoH"]
