@@ -49,7 +49,7 @@ def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int) -> Range
 
 
 def _at(memories: "dict[str, _Memory]", touched: Access) -> "_Memory":
-    return memories.setdefault(touched.memory, _Memory())
+    return memories.get(touched.memory) or memories.setdefault(touched.memory, _Memory())
 
 
 def _settled(memories: "dict[str, _Memory]", graph: Graph) -> Ranges:
@@ -65,7 +65,7 @@ class _Memory:
     def __init__(self) -> None:
         self.writers = _Ledger()
         self.readers = _Ledger()
-        self.known: dict[Span, Ranges] = {}  # answers of `writers_of` since the last write
+        self.known: dict[Span, Ranges] = {}  # answers of `writers_of` to this node that still hold
         self.fresh: list[Range] = []  # bytes that the present node wrote without gaps
 
     def writers_of(self, span: Span) -> Ranges:
@@ -74,7 +74,7 @@ class _Memory:
         return self.known[span]
 
     def write(self, span: Span, number: int) -> None:
-        self.known.clear()
+        self.known = {read: ranges for read, ranges in self.known.items() if not read.meets(span)}
         self.writers.add(span, number)
         if span.is_dense:
             self.fresh.append((span.start, span.stop))
@@ -88,6 +88,7 @@ class _Memory:
             self.writers.forget(lo, hi, first)
             self.readers.forget(lo, hi, first)
         self.fresh.clear()
+        self.known.clear()
 
 
 class _Ledger:
@@ -125,7 +126,9 @@ class _Ledger:
                     del self.pages[page][span]
 
     def _near(self, lo: int, hi: int) -> list[Span]:
-        """Spans that share a page with [lo, hi), each once."""
+        """All spans that share a byte with [lo, hi), and some that only share a page, each once."""
+        if len(self._pages(lo, hi)) > len(self.tasks):
+            return [span for span in self.tasks if span.start < hi and lo < span.stop]
         pages = [self.pages[page] for page in self._pages(lo, hi) if page in self.pages]
         return list(pages[0]) if len(pages) == 1 else list(dict.fromkeys(chain.from_iterable(pages)))
 
