@@ -26,8 +26,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
     int head, split, position, cached;
     bool appends;
-    MKC_DEVICE Where(void* const* p, const Range* r) : head(r[0].begin), split(r[1].begin) {
-      const long long at = *static_cast<const volatile long long*>(p[7]);
+    MKC_DEVICE Where(const Range* r, int64 at) : head(r[0].begin), split(r[1].begin) {
       position = static_cast<int>(at < 0 ? -1 : at < Room ? at : Room);
       appends = position >= 0 && position < Room;
       cached = position < 0 ? 0 : position;
@@ -41,9 +40,8 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // ---- the compute part: keys and values come from memory while q is still on its way
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    meet(kTaskBegins, kBothThreads);
-    const Entry& entry = c.entry();
-    const Where where(entry.operands, entry.task.ranges);
+    const Entry& entry = c.begin();
+    const Where where(entry.task.ranges, c.position(entry.operands[7]));
     const bf16* const keys = Cache(entry.operands[2]).data + where.head * Step0;
     const bf16* const values = Cache(entry.operands[3]).data + where.head * Step0;
     const auto [warp, g, t] = c.place();
@@ -153,14 +151,14 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // ---- the talking part
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    sync();  // what lane 0 waited for holds for all
-    const Where where(p, r);
+    const int64 position = talk.position(p[7]);
+    const Where where(r, position);
+    talk.keep_position(p[7], position);
     talk.compute_may_begin();
     if (!where.is_empty()) bring(talk, p, where);
     talk.input_is_ready();
     talk.await_sums();
     publish(talk, p, where);
-    talk.report_misfits();
   }
 
  private:
@@ -175,12 +173,16 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       cos = load_quad(static_cast<const bf16*>(p[10 + 2 * Norm]) + column);
       sin = load_quad(static_cast<const bf16*>(p[11 + 2 * Norm]) + column);
     }
+    Quad gains[Norm ? kPasses : 1];
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses && Norm; ++pass) {
+      const bool of_q = pass * kRows + talk.thread() / kLanes < kGroup;
+      gains[pass] = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column);
+    }
     talk.let_others_finish();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       const int row = pass * kRows + talk.thread() / kLanes;
-      Quad gain{};
-      if (Norm && row <= kGroup) gain = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[row < kGroup ? 10 : 11]) + column);
       const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
                                : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
                                                : V(p[6]).data + (where.head * D + column) / 4;
@@ -191,7 +193,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       eight(values(words), x);
       MKC_UNROLL
       for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
-      if (Norm) normalise(x, gain, row <= kGroup);
+      if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
       if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
       const Quad made = eight(x);
       if (row >= kGroup + 2) continue;
@@ -227,6 +229,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   template <class Page>
   MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where) {
     const uint32 base = talk.input;
+    uint32 misfit = 0;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
       const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.head * kGroup + row;
       Four sum = {};
@@ -249,9 +252,10 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         MKC_UNROLL
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }
-      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), talk.misfit));
+      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
       if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kNone, talk.use));
     }
+    talk.report(misfit);
   }
 };
 

@@ -207,6 +207,7 @@ struct StreamLinear {
     const int word = talk.thread();  // has four outputs of a round
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
     Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    uint32 misfit = 0;
     float scale = kRaw ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
     else scale = input(talk, p, scale);
@@ -216,10 +217,10 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras);
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
-    talk.report_misfits();
+    talk.report(misfit);
   }
 
  private:
@@ -241,7 +242,7 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras) {
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
       const Four other = total(talk, word * 32 + 16, scale);
@@ -252,7 +253,7 @@ struct StreamLinear {
       for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i]);
     }
     if constexpr (kIsPublished<Y>) {
-      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), talk.misfit));
+      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
     } else {
       const Y out(y);
       MKC_UNROLL
@@ -266,7 +267,6 @@ struct StreamLinear {
     constexpr int kBatch = kColumns <= 6 ? kColumns : kColumns % 6 == 0 ? 6 : 4;
     const X x(p[1]);
     float squares = 0.0f;
-    if constexpr (kIsPublished<X>) talk.let_others_finish();
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBatch * kTalkThreads) {
       Quad gain[kNorm ? kBatch : 1], v[kBatch];
@@ -275,6 +275,7 @@ struct StreamLinear {
         const int column = first + j * kTalkThreads;
         gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
       }
+      if constexpr (kIsPublished<X>) talk.let_others_finish();
       bring<kBatch>(talk, x, first, v);
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
@@ -331,8 +332,8 @@ struct StreamLinear {
   MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
     constexpr int kTogether = kColumns <= 1 ? 8 : kColumns <= 2 ? 4 : 2, kBoth = kColumns <= 4 ? kColumns : 4;
     const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
-    const long long position = *static_cast<const volatile long long*>(p[3]);
-    const int blocks = static_cast<int>(position / 64) + 1, splits = blocks < Merge ? blocks : Merge;
+    const int64 blocks = talk.position(p[3]) / 64 + 1;
+    const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
     const uint32 bits = use_bits(talk.use);
     talk.let_others_finish();
     MKC_NO_UNROLL
