@@ -187,11 +187,20 @@ struct Talk {
     const uint64 now_ns = clock_ns();
     if (start == 0) start = now_ns;
     if (now_ns - start <= worker.l.deadline_ns) return false;
-    worker.fail(index(), 0, use - 1, use, kUnpublished);
+    give_up(kUnpublished);
     return true;
   }
   MKC_DEVICE void report(uint32 misfit) {
-    if (misfit && !aborted) worker.fail(index(), 0, 0, 0, kMisfit), aborted = true;
+    if (misfit && !aborted) give_up(kMisfit), aborted = true;
+  }
+  MKC_DEVICE void give_up(uint32 reason) const {
+    seldom(worker.l, worker.id, worker.step, index(), use, reason);
+  }
+  // Out of the way of what is run at every task: the instruction cache is small.
+  MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 step, uint32 task, uint32 use, uint32 reason) {
+    Worker<Page> worker(l, id);
+    worker.step = step;
+    worker.fail(task, 0, use - 1, use, reason);
   }
   // the sum of a value over the talking threads, to all of them
   MKC_DEVICE float total(float v) const {

@@ -21,7 +21,6 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
   static constexpr int kTotals = kTops + kComputeWarps * kGroup * 4;
-  static constexpr float kNone = -1e30f;
 
   struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
     int head, split, position, cached;
@@ -63,20 +62,27 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         for (int j = 0; j < D / 64; ++j) v[u][j] = row < where.cached ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
       }
     };
+    float out[D / 8][2] = {}, top = kLeast, total = 0.0f;
     int tile = warp, first = where.first(tile);
-    if (first < count) load_keys(first), load_values(first);
-    meet(kInputReady, kBothThreads);
-    float out[D / 8][2] = {}, top = kNone, total = 0.0f;
     MKC_NO_UNROLL
-    while (first < count) {
-      const int next = where.first(tile += kComputeWarps);
-      const bool holds_new = where.appends && first <= where.position && where.position < first + kTile;
-      if (holds_new) {
+    for (bool waited = false;; first = where.first(tile += kComputeWarps)) {
+      if (first < count) load_keys(first), load_values(first);
+      if (!waited) meet(kInputReady, kBothThreads), waited = true;
+      if (first >= count) break;
+      if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key and value
         MKC_UNROLL
-        for (int u = 0; u < 2; ++u) {
+        for (int j = 0; j < D / 32; ++j) {
+          const Quad row = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
           MKC_UNROLL
-          for (int j = 0; j < D / 32; ++j)
-            if (first + u * 8 + g == where.position) k[u][j] = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
+          for (int u = 0; u < 2; ++u)
+            if (first + u * 8 + g == where.position) k[u][j] = row;
+        }
+        MKC_UNROLL
+        for (int j = 0; j < D / 64; ++j) {
+          const Quad row = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
+          MKC_UNROLL
+          for (int u = 0; u < 4; ++u)
+            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position) v[u][j] = row;
         }
       }
       float s[2][2] = {};
@@ -89,12 +95,11 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
           multiply_upper(s[u], q.z, q.w, k[u][j].z, k[u][j].w);
         }
       }
-      if (next < count) load_keys(next);
       float highest = top;
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const bool seen = first + i / 2 * 8 + 2 * t + i % 2 < count;
-        s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kNone;
+        s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kLeast;
         highest = max(highest, s[i / 2][i % 2]);
       }
       MKC_UNROLL
@@ -104,21 +109,12 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       uint32 p[2];
       MKC_UNROLL
       for (int u = 0; u < 2; ++u) {
-        const float one = s[u][0] > kNone ? exp2(s[u][0] - highest) : 0.0f, two = s[u][1] > kNone ? exp2(s[u][1] - highest) : 0.0f;
+        const float one = s[u][0] > kLeast ? exp2(s[u][0] - highest) : 0.0f, two = s[u][1] > kLeast ? exp2(s[u][1] - highest) : 0.0f;
         p[u] = pair_of(one, two);
         total += low(p[u]) + high(p[u]);
       }
       MKC_UNROLL
       for (int i = 0; i < D / 8; ++i) out[i][0] *= shrink, out[i][1] *= shrink;
-      if (holds_new) {
-        MKC_UNROLL
-        for (int u = 0; u < 4; ++u) {
-          MKC_UNROLL
-          for (int j = 0; j < D / 64; ++j)
-            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position)
-              v[u][j] = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
-        }
-      }
       MKC_UNROLL
       for (int j = 0; j < D / 64; ++j) {
         const uint32 rows[4][4] = {{v[0][j].x, v[0][j].y, v[0][j].z, v[0][j].w}, {v[1][j].x, v[1][j].y, v[1][j].z, v[1][j].w},
@@ -129,8 +125,6 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
           multiply_upper(out[j * 8 + 2 * e + 1], p[0], p[1], __byte_perm(rows[0][e], rows[1][e], 0x7632), __byte_perm(rows[2][e], rows[3][e], 0x7632));
         }
       }
-      if (next < count) load_values(next);
-      first = next;
     }
     MKC_UNROLL
     for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
@@ -233,27 +227,25 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
       const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.head * kGroup + row;
       Four sum = {};
-      float top = kNone, total = 0.0f;
+      float top = kLeast, total = 0.0f;
       if (!where.is_empty()) {
         MKC_UNROLL
         for (int w = 0; w < kComputeWarps; ++w) top = max(top, load_shared_float(base + kTops + (w * kGroup + row) * 4));
-        MKC_UNROLL
-        for (int w = 0; w < kComputeWarps; ++w) {
+        MKC_NO_UNROLL
+        for (int w = 0; w < kComputeWarps && where.first(w) < where.keys(); ++w) {
           const uint32 at = w * kGroup + row;
-          const float seen = load_shared_float(base + kTotals + at * 4);
-          if (seen <= 0.0f) continue;
           const float weight = exp2(load_shared_float(base + kTops + at * 4) - top);
           const Four part = load_shared_four(base + kResults + (at * D + dim) * 4);
-          total += weight * seen;
+          total += weight * load_shared_float(base + kTotals + at * 4);
           MKC_UNROLL
           for (int i = 0; i < 4; ++i) sum.at[i] += weight * part.at[i];
         }
-        const float by = 1.0f / total;
+        const float by = inverse(total);
         MKC_UNROLL
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }
       store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
-      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kNone, talk.use));
+      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use));
     }
     talk.report(misfit);
   }

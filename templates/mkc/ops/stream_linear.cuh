@@ -302,17 +302,15 @@ struct StreamLinear {
   MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
     const uint32 bits = use_bits(talk.use);
     TwoWords words[Count];
-    const auto look = [&](int j) {
-      const int column = first + j * kTalkThreads;
-      words[j] = column < Depth / 8 ? load_words(x.data + 2 * column) : TwoWords{bits, bits};
-    };
     MKC_UNROLL
-    for (int j = 0; j < Count; ++j) look(j);
+    for (int j = 0; j < Count; ++j) words[j] = first + j * kTalkThreads < Depth / 8 ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
       for (int j = 0; j < Count; ++j)
-        if (!is_of(words[j], bits)) all = false, look(j);
+        if (!is_of(words[j], bits)) words[j] = load_words(x.data + 2 * (first + j * kTalkThreads));
+      MKC_UNROLL
+      for (int j = 0; j < Count; ++j) all &= is_of(words[j], bits);
       return all;
     });
     MKC_UNROLL
@@ -327,10 +325,10 @@ struct StreamLinear {
     }
   }
 
-  // ---- an attention's output, merged from the splits of its keys
+  // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
   template <class Page>
   MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
-    constexpr int kTogether = kColumns <= 1 ? 8 : kColumns <= 2 ? 4 : 2, kBoth = kColumns <= 4 ? kColumns : 4;
+    constexpr int kBoth = kColumns <= 2 ? kColumns : 2, kTogether = 2;
     const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
     const int64 blocks = talk.position(p[3]) / 64 + 1;
     const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
@@ -340,58 +338,51 @@ struct StreamLinear {
     for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
       float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
       MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) top[j] = -1e30f, weight[j] = 0.0f;
+      for (int j = 0; j < kBoth; ++j) top[j] = kLeast, weight[j] = 0.0f;
       MKC_NO_UNROLL
       for (int from = 0; from < splits; from += kTogether) {
         TwoWords v[kBoth][kTogether];
         uint64 e[kBoth][kTogether];
-        const auto wanted = [&](int j, int s) { return first + j * kTalkThreads < Depth / 8 && from + s < splits; };
         talk.poll([&] {
           bool all = true;
           MKC_UNROLL
           for (int j = 0; j < kBoth; ++j) {
-            const int column = first + j * kTalkThreads, head = column / (Depth / Heads / 8);
+            const int column = first + j * kTalkThreads;
             MKC_UNROLL
             for (int s = 0; s < kTogether; ++s) {
-              v[j][s] = wanted(j, s) ? load_words(parts + (from + s) * (Depth / 4) + 2 * column) : TwoWords{bits, bits};
-              e[j][s] = wanted(j, s) ? load_word(lse + (from + s) * Heads + head) : word_of(-1e30f, talk.use);
+              const bool wanted = column < Depth / 8 && from + s < splits;
+              const int split = wanted ? from + s : 0, place = wanted ? column : 0;
+              v[j][s] = load_words(parts + split * (Depth / 4) + 2 * place);
+              e[j][s] = load_word(lse + split * Heads + place / (Depth / Heads / 8));
+              if (!wanted) e[j][s] = word_of(kLeast, static_cast<uint32>(e[j][s]));
             }
           }
           MKC_UNROLL
-          for (int j = 0; j < kBoth; ++j) {
-            MKC_UNROLL
-            for (int s = 0; s < kTogether; ++s) all &= is_of(v[j][s], bits) && static_cast<uint32>(e[j][s]) == talk.use;
-          }
+          for (int i = 0; i < kBoth * kTogether; ++i)
+            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
           return all;
         });
         MKC_UNROLL
         for (int j = 0; j < kBoth; ++j) {
-          float highest = top[j];
-          MKC_UNROLL
-          for (int s = 0; s < kTogether; ++s) highest = max(highest, __uint_as_float(static_cast<uint32>(e[j][s] >> 32)));
-          const float shrink = exp2(top[j] - highest);
-          top[j] = highest, weight[j] *= shrink;
-          MKC_UNROLL
-          for (int i = 0; i < 8; ++i) sum[j][i] *= shrink;
           MKC_UNROLL
           for (int s = 0; s < kTogether; ++s) {
-            const float part = exp2(__uint_as_float(static_cast<uint32>(e[j][s] >> 32)) - highest);
+            const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
+            const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
             float value[8];
             eight(values(v[j][s]), value);
-            weight[j] += part;
+            top[j] = highest, weight[j] = weight[j] * shrink + part;
             MKC_UNROLL
-            for (int i = 0; i < 8; ++i) sum[j][i] += part * value[i];
+            for (int i = 0; i < 8; ++i) sum[j][i] = sum[j][i] * shrink + part * value[i];
           }
         }
       }
       MKC_UNROLL
       for (int j = 0; j < kBoth; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column >= kPadded / 8) break;
-        const float by = weight[j] > 0.0f ? kUnscaled / weight[j] : 0.0f;
+        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
         MKC_UNROLL
-        for (int i = 0; i < 8; ++i) sum[j][i] *= by;
-        store_shared(talk.input + column * 16, eight(sum[j]));
+        for (int i = 0; i < 8; ++i) sum[j][i] = column < Depth / 8 ? sum[j][i] * by : 0.0f;
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(sum[j]));
       }
     }
     talk.input_is_ready();
