@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mkc.compiler import Compilation
-from mkc.errors import InputError, ModelError
+from mkc.errors import InputError
 from mkc.frontend.decoding import make_state, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
+from mkc.frontend.loading import load
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
 
@@ -39,13 +40,19 @@ class CausalLM:
         self._executable.build()
 
     @staticmethod
-    def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":
-        """A Hugging Face folder or id, unmodified. Code that comes with a model is never run."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a causal language model from {path!r}: {error}") from error
+    def from_pretrained(
+        path: str,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: str | torch.device = "cpu",
+        trust_remote_code: bool = False,
+        **given: Any,
+    ) -> "CausalLM":
+        """A Hugging Face folder or id, unmodified, with safetensors weights. Raises ModelError when it cannot be loaded.
+
+        Code that comes with a model runs only with `trust_remote_code`. See docs/security.md.
+        """
+        model, tokenizer = load(path, dtype, trust_remote_code)
         return CausalLM(model.to(device).eval(), tokenizer, **given)
 
     @property

@@ -2,8 +2,9 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -100,12 +101,12 @@ def test_a_model_of_any_name_computes_what_it_should(name: str) -> None:
     assert torch.allclose(fast(x), function(x), atol=1e-5)
     assert_the_same_but_for_comments(fast.source, mkc.compile(lambda x: layer(x).relu(), x, workers=2).source)
     model = nn.Sequential()
-    try:
-        model.add_module(name, layer)
-        model.__class__ = type(name.replace("\0", ""), (nn.Sequential,), {})
+    model.__class__ = type(name.replace("\0", ""), (nn.Sequential,), {})
+    if "." in name:  # which torch itself refuses
+        return
+    model.add_module(name, layer)
+    with suppress(MkcError):
         assert torch.allclose(mkc.compile(model.eval(), x, workers=2)(x), layer(x), atol=1e-5)
-    except (KeyError, MkcError) as error:
-        assert "." in name or str(error)
 
 
 @hostile
@@ -114,7 +115,7 @@ def test_pictures_and_timelines_stay_what_they_are(name: str) -> None:
     stamps = np.zeros(len(made.program.tasks), STAMP)
     stamps["task"], stamps["ready"], stamps["done"] = np.arange(len(stamps)), 5, 10
     drawn = picture(made.sections[0])
-    tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(drawn).iter()}
+    tags = {element.tag.rpartition("}")[2] for element in ET.fromstring(drawn).iter()}
     assert tags <= {"svg", "style", "g", "rect", "text", "path", "title"}
     page = timeline.html(stamps, made.program, title=name)
     assert page.count("<script") == timeline.html(stamps, made.program).count("<script") == page.count("</script>")
