@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -71,6 +72,13 @@ def assert_the_same_but_for_comments(page: str, harmless: str) -> None:
 @pytest.mark.parametrize("target", ["cpu", "sm_90a"])
 def test_a_page_differs_in_a_comment_only(name: str, target: str) -> None:
     assert_the_same_but_for_comments(compiled(name, target).source.complete, compiled("model", target).source.complete)
+
+
+@hostile
+def test_a_target_of_any_name_stands_in_a_comment_only(name: str) -> None:
+    graphs = [section.graph for section in compiled("model").sections]
+    pages = [compile_graphs(graphs, replace(machine(3), arch=arch)).source.complete for arch in (name, "any")]
+    assert_the_same_but_for_comments(*pages)
 
 
 @given(st.text())
