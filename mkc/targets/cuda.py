@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
+from mkc.forks import Lock
 from mkc.ir.graph import Kind
 from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
@@ -322,7 +322,7 @@ class CudaKernel:
         self.device = device
         self.shared_bytes = program.streams.shared_bytes if program.streams else shared_bytes
         self._chip = _present(device)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._traced: _Loaded | None = None
         self._launches = 0  # which seeds the delays of test builds
         self._addresses: tuple[int, ...] = ()
