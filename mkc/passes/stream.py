@@ -35,11 +35,11 @@ def _narrow(graph: Graph) -> Graph:
     narrow: dict[Storage, Storage] = {}
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
-        expr = epilogue(node)
-        if node.op == "linear" and isinstance(expr, Call) and expr.fn == "to_float32" and _may_narrow(uses, node):
-            storage = node.output.storage
-            narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
-            changes[number] = _with(node, epilogue=expr.args[0])
+        match epilogue(node):
+            case Call("to_float32", (expr,)) if node.op == "linear" and _is_stream(node) and _may_narrow(uses, node):
+                storage = node.output.storage
+                narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
+                changes[number] = _with(node, epilogue=expr)
 
     def view(t: Tensor) -> Tensor:
         return Tensor(DType.BF16, t.layout, narrow[t.storage]) if t.storage in narrow else t
