@@ -21,7 +21,7 @@ WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whate
 
 def stream(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; then attention between them; then who polls whom."""
-    for rewrite in (_narrow, _products, _norms, _gates, _neighbours):
+    for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
     return _publish(without_dead_nodes(attend(graph, target)))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def nodes(fast: object) -> list[str]:
-    return [f"{n.op} {n['expr'] if 'expr' in n else ''}" for n in fast.compilation.sections[0].fused.nodes]  # type: ignore[attr-defined]
+    return [f"{n.op} {dict(n.attrs).get('expr', '')}" for n in fast.compilation.sections[0].fused.nodes]  # type: ignore[attr-defined]
 
 
 def angles(position: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

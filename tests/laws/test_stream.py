@@ -52,6 +52,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama, narrow heads": lambda: tiny("Llama", head_dim=32),
     "qwen2": lambda: tiny("Qwen2", num_key_value_heads=1),
     "gemma": lambda: tiny("Gemma"),
+    "olmo2": lambda: tiny("Olmo2"),
 }
 
 
@@ -128,6 +129,7 @@ def test_a_layer_is_five_streams(golden: Callable[[str, str], None]) -> None:
         ("llama, gelu", 6, []),
         ("qwen2", 8, []),  # a bias each for queries, keys and values
         ("gemma", 6, ["rms_norm"] * 3),  # whose gain is one more than the weight
+        ("olmo2", 6, ["rms_norm"] * 5),  # of all heads together, and of results
         ("llama, narrow heads", 5, ["rotary", "rotary", "append", "append", "attention"]),
     ],
 )
