@@ -13,6 +13,7 @@ from mkc.errors import (
     OptionError,
     PlanError,
     TargetError,
+    UnsoundPlan,
     UnsupportedError,
 )
 from mkc.explain import explain
@@ -40,6 +41,7 @@ __all__ = [
     "OptionError",
     "PlanError",
     "TargetError",
+    "UnsoundPlan",
     "UnsupportedError",
     "compile",
     "explain",

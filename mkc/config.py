@@ -26,8 +26,9 @@ DUMP = Variable("MKC_DUMP", "", "A folder that receives every stage of every com
 CXX = Variable("CXX", "", "The C++ compiler for the CPU target. Empty: the first of g++, clang++, c++ on the path.")
 DEADLINE = Variable("MKC_DEADLINE", "20", "Seconds a wait inside a kernel may take before it is reported as a hang.")
 DEBUG = Variable("MKC_DEBUG", "0", "1 builds host kernels hardly optimised, with debug information.")
+CHECK = Variable("MKC_CHECK", "1", "0 runs plans that nobody has proved free of races, hangs and stray accesses.")
 
-VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG)
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK)
 
 
 def target_name() -> str | None:
@@ -68,6 +69,11 @@ def dump_dir() -> Path | None:
 
 def debug() -> bool:
     return DEBUG.get() not in ("", "0")
+
+
+def checks() -> bool:
+    """Whether plans are proved before they run."""
+    return CHECK.get() != "0"
 
 
 def _whole(variable: Variable) -> int:

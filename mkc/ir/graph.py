@@ -51,6 +51,13 @@ class Tensor:
     def nbytes(self) -> int:
         return self.layout.numel * self.dtype.itemsize
 
+    @property
+    def cpp(self) -> str:
+        """The type of its view on the page. The offset is in the operand's address, so layers share bodies."""
+        extents = ", ".join(map(str, self.shape))
+        steps = ", ".join(map(str, self.layout.strides))
+        return f"View<{self.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"
+
     def view(self, layout: Layout) -> "Tensor":
         return Tensor(self.dtype, layout, self.storage)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Program, Slot
+from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Meaning, Part, Program, Slot
 from mkc.ir.tasks import ARENA, Schedule, Wait
 from mkc.ir.tiling import Tiling
 from mkc.ops import registry
@@ -40,6 +40,7 @@ class _Words:
         self.num_events = 0
         self.num_tasks = 0
         self.blocks: list[np.ndarray] = []
+        self.meanings: list[Meaning] = []
 
     def add(self, schedule: Schedule, section: int) -> None:
         events, tasks = schedule.events, schedule.events.tasks
@@ -52,10 +53,14 @@ class _Words:
                 self.waits += [(self.num_events + w.event, events.fanin[w.event], w.lag) for w in waits]
             return known[waits]
 
+        parts: list[Part] = []
         for i, (node, tiling) in enumerate(zip(tasks.graph.nodes, tasks.tilings, strict=True)):
             mine = slice(tasks.first[i], tasks.first[i + 1])
-            block["body"][mine] = self._body(node, tiling)
-            block["operands"][mine] = self._operands(tiling, section)
+            numbered = (self.num_tasks + mine.start, self.num_tasks + mine.stop)
+            part = Part(node.name, numbered, self._body(node, tiling), self._operands(tiling, section), tiling)
+            parts.append(part)
+            block["body"][mine] = list(self.bodies).index(part.body.type)
+            block["operands"][mine] = part.operands
             self.names += [tasks.name(t) for t in range(mine.start, mine.stop)]
             self.paths += [node.path] * (mine.stop - mine.start)
         for t, task in enumerate(tasks.tasks):
@@ -77,15 +82,16 @@ class _Words:
         queues = schedule.queues if len(block) else ((),) * schedule.target.workers  # nothing to draw from either
         self.queues += [tuple(self.num_tasks + t for t in queue) for queue in queues]
         self.blocks.append(block)
+        numbers = (self.num_tasks, self.num_tasks + len(block))
+        self.meanings.append(Meaning(numbers, tuple(parts), tasks.graph.loops, until))
         self.num_tasks += len(block)
         self.num_events += len(events.fanin)
 
-    def _body(self, node: Node, tiling: Tiling) -> int:
+    def _body(self, node: Node, tiling: Tiling) -> Body:
         op = registry()[node.op]
-        views = [_view(m.tensor) for m in (*tiling.omaps, *tiling.imaps)]
+        views = [m.tensor.cpp for m in (*tiling.omaps, *tiling.imaps)]
         name = f"ops::{op.struct}<{', '.join([*op.arguments(node), *views])}>"
-        self.bodies.setdefault(name, Body(op.name, name, node.name))
-        return list(self.bodies).index(name)
+        return self.bodies.setdefault(name, Body(op.name, name, node.name))
 
     def _operands(self, tiling: Tiling, section: int) -> int:
         first = len(self.operands)
@@ -116,11 +122,5 @@ class _Words:
             paths=tuple(self.paths),
             num_events=self.num_events,
             num_workers=workers,
+            meanings=tuple(self.meanings),
         )
-
-
-def _view(tensor: Tensor) -> str:
-    """The tensor's C++ type. Its offset is in the operand's address, so layers share bodies."""
-    extents = ", ".join(map(str, tensor.shape))
-    steps = ", ".join(map(str, tensor.layout.strides))
-    return f"View<{tensor.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"
