@@ -29,22 +29,9 @@ class Touch:
     tensor: Tensor
     pattern: Pattern
     writes: bool
-
-    @property
-    def memory(self) -> str:
-        """All arena tensors are one memory; names are unique within a section."""
-        storage = self.tensor.storage
-        return "" if storage.kind is Kind.ARENA else storage.name
-
-    @property
-    def base(self) -> int:
-        """Where the view begins in its memory."""
-        return self.tensor.storage.base + self.tensor.layout.offset * self.tensor.dtype.itemsize
-
-    @property
-    def hull(self) -> Range:
-        region = self.pattern.region
-        return self.base + region.start, self.base + region.stop
+    memory: str  # all arena tensors are one memory; names are unique within a section
+    base: int  # where the view begins in it
+    hull: Range  # from the first byte touched to the last
 
 
 @dataclass(slots=True, eq=False)
@@ -78,8 +65,12 @@ def _touches(part: Part, patterns: Patterns) -> Iterator[Touch]:
     """Of memory that somebody may write."""
     maps: list[tuple[TileMap, bool]] = [(m, True) for m in part.tiling.omaps] + [(m, False) for m in part.tiling.imaps]
     for tile_map, writes in maps:
-        if tile_map.tensor.storage.kind.is_written:
-            yield Touch(part, tile_map.tensor, patterns.of(part, tile_map), writes)
+        tensor, storage = tile_map.tensor, tile_map.tensor.storage
+        if storage.kind.is_written:
+            pattern = patterns.of(part, tile_map)
+            base = storage.base + tensor.layout.offset * tensor.dtype.itemsize
+            hull = (base + pattern.region.start, base + pattern.region.stop)
+            yield Touch(part, tensor, pattern, writes, "" if storage.kind is Kind.ARENA else storage.name, base, hull)
 
 
 def _overwrite(ledgers: dict[str, list[_Entry]], touches: Iterable[Touch]) -> None:

@@ -16,8 +16,9 @@ def _around(program: Program, task: int) -> list[str]:
     if not len(places):
         return ["in no queue:", f"  > {program.line(task)}"]
     at = int(places[0])
-    queue = int(np.searchsorted(program.bounds, at, side="right")) - 1
-    lo, hi = (int(bound) for bound in program.bounds[queue : queue + 2])
+    starts = [bound for bound in program.bounds.tolist() if bound <= at]
+    stops = [bound for bound in program.bounds.tolist() if bound > at]
+    lo, hi = max(starts, default=0), min(stops, default=len(program.queue))
     nearby = (int(t) for t in program.queue[max(lo, at - 1) : min(hi, at + 2)])
-    lines = (f"  {'>' if other == task else ' '} {program.line(other)}" for other in nearby)
-    return [f"queue {queue}, place {at - lo + 1} of {hi - lo}:", *lines]
+    lines = (f"  {'>' if other == task else ' '} {program.line(other)}" for other in nearby if other < len(program.tasks))
+    return [f"queue {len(starts) - 1}, place {at - lo + 1} of {hi - lo}:", *lines]

@@ -33,7 +33,7 @@ def check_words(program: Program, target: Target) -> None:
 
 def _fits(program: Program, target: Target) -> None:
     """A body's registers and scratch memory are known to its compiler alone, which refuses what does not fit."""
-    if program.num_workers != target.workers or target.workers < 1:
+    if not 1 <= program.num_workers <= target.workers:
         raise UnsoundPlan(f"a plan for {program.num_workers} workers, and {target} has room for {target.workers} at once")
     count = len(program.sections)
     if not 1 <= count <= MAX_SECTIONS or count != len(program.meanings):
