@@ -71,11 +71,13 @@ def _queues(program: Program, section: int) -> None:
 
 def _refuse_queue(program: Program, queued: Words, first: int, end: int) -> None:
     counts = np.bincount(queued.astype(np.int64), minlength=end)
-    counts[:first] = np.where(counts[:first], 2, 1)  # nobody else's task
-    task = int(np.flatnonzero(counts != 1)[0])
+    wanted = np.zeros_like(counts)
+    wanted[first:end] = 1
+    task = int(np.flatnonzero(counts != wanted)[0])
     if task >= len(program.tasks):
         raise UnsoundPlan(f"a queue holds task {task}, and there are {len(program.tasks)}")
-    raise unsound(program, f"task {task} stands in the queues of its section {counts[task]} times, not once", task)
+    sentence = f"task {task} stands {counts[task]} times in the queues of tasks {first} to {end}, not {wanted[task]}"
+    raise unsound(program, sentence, task)
 
 
 # ---- events and waits

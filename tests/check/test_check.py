@@ -90,7 +90,7 @@ def test_a_ticket_that_waits_for_a_later_one_is_refused() -> None:
         ("waits", lambda w: w["fanin"].__setitem__(0, 3), "task 4 waits for 3 signals of event 0, which gets 4 in a step"),
         ("waits", lambda w: w["lag"].__setitem__(0, 2), "counters keep one step apart"),
         ("waits", lambda w: w["event"].__setitem__(0, 9), "waits for event 9, and there are 1"),
-        ("queue", lambda q: q.__setitem__(0, 1), "task 0 stands in the queues of its section 0 times, not once"),
+        ("queue", lambda q: q.__setitem__(0, 1), "task 0 stands 0 times in the queues of tasks 0 to 8, not 1"),
         ("tasks", lambda t: t["ranges"].__setitem__((2, 0, 1), 200), "do not share out its axis 0 of 256"),
         ("tasks", lambda t: t["body"].__setitem__(2, 1), "task 2 is one of linear_0, which has body [0]"),
         ("operands", lambda o: o["offset"].__setitem__(1, 4), r"is at byte 4 of slot 1, input x (1024 bytes)"),
