@@ -15,6 +15,7 @@ from mkc.errors import (
     OutOfRangeError,
     PlanError,
     TargetError,
+    UnsoundPlan,
     UnsupportedError,
 )
 from mkc.explain import explain
@@ -44,6 +45,7 @@ __all__ = [
     "OutOfRangeError",
     "PlanError",
     "TargetError",
+    "UnsoundPlan",
     "UnsupportedError",
     "compile",
     "explain",

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mkc import config
+from mkc.ir.check import check
 from mkc.ir.graph import Graph
 from mkc.ir.program import Program
 from mkc.ir.target import Target
@@ -56,5 +58,7 @@ def compile_graphs(graphs: Sequence[Graph], target: Target, policy: str = "stati
     """Graphs that become the sections of one kernel, in this order."""
     sections = tuple(lower(graph, target, policy) for graph in graphs)
     program = encode([section.schedule for section in sections])
+    if config.checks() and not program.streams:  # words that carry their use count are not proved yet
+        check(program, target)
     source = render(program, target, summary=summarise([s.schedule for s in sections], program))
     return Compilation(sections, program, source, target)

@@ -27,11 +27,11 @@ DUMP = Variable("MKC_DUMP", "", "A folder that receives every stage of every com
 CXX = Variable("CXX", "", "The C++ compiler for the CPU target. Empty: the first of g++, clang++, c++ on the path.")
 DEADLINE = Variable("MKC_DEADLINE", "20", "Seconds a wait inside a kernel may take before it is reported as a hang.")
 DEBUG = Variable("MKC_DEBUG", "0", "1 builds host kernels hardly optimised, with debug information.")
-
+CHECK = Variable("MKC_CHECK", "1", "0 runs plans that nobody has proved free of races, hangs and stray accesses.")
 DELAY = Variable("MKC_DELAY", "0", "1 builds kernels that lose time at random around waits and signals: a test of the plan's order.")
 POISON = Variable("MKC_POISON", "0", "1 fills what a kernel has yet to write with NaN before each launch, so that reading it shows.")
 
-VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, DELAY, POISON)
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK, DELAY, POISON)
 
 
 def target_name() -> str | None:
@@ -91,6 +91,11 @@ def _path(variable: Variable) -> Path:
         return Path(variable.get()).expanduser()
     except RuntimeError as error:  # a home that is not there
         raise OptionError(f"{variable.name}={variable.get()!r} is not a folder: {error}") from error
+
+
+def checks() -> bool:
+    """Whether plans are proved before they run."""
+    return CHECK.get() != "0"
 
 
 def _whole(variable: Variable) -> int:

@@ -37,6 +37,10 @@ class PlanError(MkcError):
     """A plan that breaks a rule of the intermediate languages: a bug in mkc, refused before it runs."""
 
 
+class UnsoundPlan(PlanError):  # noqa: N818  (what it is, as in the design)
+    """The checker found a plan that could race, hang or leave its memory. The message shows the tasks and their words."""
+
+
 class MegakernelHang(MkcError, TimeoutError):  # noqa: N818  (the name of the event, as in the design)
     """A wait passed its deadline. The message names the waiting task and the producers that are missing."""
 

@@ -241,6 +241,18 @@ def test_a_state_that_is_passed_twice_is_refused() -> None:
         mkc.compile(add)(x, x)
 
 
+def test_a_state_that_lies_inside_an_input_is_refused_whatever_else_lies_there() -> None:
+    """In the order of addresses `short` stands between the two that must not share memory."""
+
+    def advance(long: torch.Tensor, short: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        state.add_(1)
+        return long.sum() + short.sum() + state.sum()
+
+    memory = torch.zeros(100)
+    with pytest.raises(mkc.InputError, match="in0 and in2 share memory"):
+        mkc.compile(advance)(memory, memory[8:12], memory[40:48])
+
+
 def test_control_flow_on_values_is_refused_with_a_sentence() -> None:
     with pytest.raises(mkc.ModelError, match="cannot trace"):
         mkc.compile(lambda x: x * 2 if x.sum() > 0 else x)(torch.randn(3))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -163,19 +162,11 @@ class _Binding:
         return tensor.data_ptr()
 
     def _refuse_shared_states(self) -> None:
-        """A state that another slot also names would be ordered by nobody."""
+        """A state that another slot also names would be ordered by nobody: the plan takes slots for distinct memory."""
         slots = self.executable._slots
         for section in range(len(self.executable.raised)):
             placed = zip(self.addresses, slots, strict=True)
-            mine = sorted((a, i) for i, (a, s) in enumerate(placed) if s.section == section or s.kind is Kind.ARENA)
-            for (start, i), (following, j) in pairwise(mine):
-                self._refuse_overlap(slots[i], slots[j], start + slots[i].nbytes > following)
-
-    def _refuse_overlap(self, first: Slot, then: Slot, overlap: bool) -> None:
-        if overlap and Kind.STATE in (first.kind, then.kind):
-            raise InputError(
-                f"{first.name} and {then.name} share memory and the model writes one of them; pass separate tensors"
-            )
+            _refuse_shared([(a, s) for a, s in placed if s.section == section or s.kind is Kind.ARENA])
 
     def results(self) -> list[Any]:
         for tensor, dense in self.returned:
@@ -196,3 +187,19 @@ class _Binding:
                 return self.leaves[section][index]
             case _:
                 return leaf
+
+
+def _refuse_shared(placed: list[tuple[int, Slot]]) -> None:
+    """In the order of addresses, against whoever reaches furthest so far: of the states, and for a state of all."""
+    furthest: tuple[int, Slot | None] = (0, None)
+    state = furthest
+    for start, slot in sorted(placed, key=lambda one: one[0]):
+        is_state = slot.kind is Kind.STATE
+        end, other = furthest if is_state else state
+        if other is not None and end > start:
+            raise InputError(
+                f"{other.name} and {slot.name} share memory and the model writes one of them; pass separate tensors"
+            )
+        reached = (start + slot.nbytes, slot)
+        furthest = max(furthest, reached, key=lambda one: one[0])
+        state = max(state, reached, key=lambda one: one[0]) if is_state else state

@@ -58,6 +58,14 @@ class Tensor:
     def nbytes(self) -> int:
         return self.layout.numel * self.dtype.itemsize
 
+    @property
+    def cpp(self) -> str:
+        """The type of its view on the page. The offset is in the operand's address, so layers share bodies."""
+        extents = ", ".join(map(str, self.shape))
+        steps = ", ".join(map(str, self.layout.strides))
+        view = "Words" if self.storage.kind is Kind.WORDS else "View"
+        return f"{view}<{self.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"
+
     def view(self, layout: Layout) -> "Tensor":
         return Tensor(self.dtype, layout, self.storage)
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkc.ir.graph import Kind, Storage, Tensor
+from mkc.ir.tiling import Range, Tiling
 
 MAX_AXES = 6
 MAX_SECTIONS = 4
@@ -122,6 +123,27 @@ class Streams:
     shared_bytes: int  # of shared memory in all
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A node in words: its tasks, the body and the first operand that they share, and which boxes each is to touch."""
+
+    name: str
+    tasks: Range
+    body: Body
+    operands: int
+    tiling: Tiling
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a section's words stand for. No device reads it: the checker holds the words against it."""
+
+    tasks: Range
+    parts: tuple[Part, ...]  # in program order
+    loops: bool
+    until: Tensor | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """Everything a kernel needs but the page and the memory."""
@@ -138,6 +160,7 @@ class Program:
     paths: tuple[str, ...]  # per task: where its operator stood in the model
     num_events: int
     num_workers: int
+    meanings: tuple[Meaning, ...]  # per section
     streams: Streams | None = None
 
     @property
@@ -158,11 +181,12 @@ class Program:
         lines = [f"{len(self.tasks)} tasks, {self.num_events} events, {self.num_workers} workers"]
         lines += [f"slot {i}: {slot}" for i, slot in enumerate(self.slots)]
         lines += [f"body {i}: {body.type}" for i, body in enumerate(self.bodies)]
-        lines += [f"{i}: {self._task(i)}" for i in range(len(self.tasks))]
+        lines += [self.line(i) for i in range(len(self.tasks))]
         return "\n".join(lines)
 
-    def _task(self, index: int) -> str:
+    def line(self, index: int) -> str:
+        """A task's words, for people."""
         task = self.tasks[index]
         first, count = int(task["first_wait"]), int(task["waits"])
         waits = " ".join(f"e{w['event']}>={w['fanin']}{chr(39) * int(w['lag'])}" for w in self.waits[first : first + count])
-        return f"{self.names[index]} body {task['body']} waits [{waits}] signals {task['signal']}"
+        return f"{index}: {self.names[index]} body {task['body']} waits [{waits}] signals {task['signal']}"

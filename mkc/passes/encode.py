@@ -7,7 +7,19 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.program import MAX_SECTIONS, OPERAND, SECTION, TASK, WAIT, Body, Program, Slot, Streams
+from mkc.ir.program import (
+    MAX_SECTIONS,
+    OPERAND,
+    SECTION,
+    TASK,
+    WAIT,
+    Body,
+    Meaning,
+    Part,
+    Program,
+    Slot,
+    Streams,
+)
 from mkc.ir.tasks import ARENA, WORDS, Schedule, Task, Wait
 from mkc.ir.tiling import TileMap, Tiling
 from mkc.ops import registry
@@ -50,6 +62,7 @@ class _Words:
         self.num_events = 0
         self.num_tasks = 0
         self.blocks: list[np.ndarray] = []
+        self.meanings: list[Meaning] = []
 
     def add(self, schedule: Schedule, section: int) -> None:
         events, tasks = schedule.events, schedule.events.tasks
@@ -62,10 +75,15 @@ class _Words:
                 self.waits += [(self.num_events + w.event, events.fanin[w.event], w.lag) for w in waits]
             return known[waits]
 
+        parts: list[Part] = []
         for i, (node, tiling) in enumerate(zip(tasks.graph.nodes, tasks.tilings, strict=True)):
             mine = slice(tasks.first[i], tasks.first[i + 1])
-            block["body"][mine] = self._bodies(node, tiling, tasks.tasks[mine])
-            block["operands"][mine] = self._operands(_maps(node, tiling), section)
+            bodies = self._bodies(node, tiling, tasks.tasks[mine])
+            numbered = (self.num_tasks + mine.start, self.num_tasks + mine.stop)
+            part = Part(node.name, numbered, bodies[0], self._operands(_maps(node, tiling), section), tiling)
+            parts.append(part)
+            block["body"][mine] = [self.numbered[body.type] for body in bodies]
+            block["operands"][mine] = part.operands
             self.names += [tasks.name(t) for t in range(mine.start, mine.stop)]
             self.paths += [node.path] * (mine.stop - mine.start)
         for t, task in enumerate(tasks.tasks):
@@ -87,24 +105,26 @@ class _Words:
         queues = schedule.queues if len(block) else ((),) * schedule.target.workers  # nothing to draw from either
         self.queues += [tuple(self.num_tasks + t for t in queue) for queue in queues]
         self.blocks.append(block)
+        numbers = (self.num_tasks, self.num_tasks + len(block))
+        self.meanings.append(Meaning(numbers, tuple(parts), tasks.graph.loops, until))
         self.num_tasks += len(block)
         self.num_events += len(events.fanin)
 
-    def _bodies(self, node: Node, tiling: Tiling, tasks: Sequence[Task]) -> list[int]:
+    def _bodies(self, node: Node, tiling: Tiling, tasks: Sequence[Task]) -> list[Body]:
         """The body of each task: one for all, unless their streams differ."""
         op = registry()[node.op]
-        views = [_view(m.tensor) for m in _maps(node, tiling)]
+        views = [m.tensor.cpp for m in _maps(node, tiling)]
         if op.streaming is None:
             return [self._body(node, op.struct, [*op.arguments(node), *views])] * len(tasks)
         arguments = [op.streaming.arguments(node, task.ranges) for task in tasks]
         return [self._body(node, op.struct, [*mine, *views], streams=True) for mine in arguments]
 
-    def _body(self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False) -> int:
+    def _body(self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False) -> Body:
         name = f"ops::{struct}<{', '.join(arguments)}>"
         if name not in self.bodies:
             self.numbered[name] = len(self.bodies)
             self.bodies[name] = Body(node.op, name, node.name, streams)
-        return self.numbered[name]
+        return self.bodies[name]
 
     def _operands(self, maps: Sequence[TileMap], section: int) -> int:
         first = len(self.operands)
@@ -138,6 +158,7 @@ class _Words:
             num_events=self.num_events,
             num_workers=workers,
             streams=streams,
+            meanings=tuple(self.meanings),
         )
 
 
@@ -146,11 +167,3 @@ def _maps(node: Node, tiling: Tiling) -> list[TileMap]:
     streaming = registry()[node.op].streaming
     streamed = streaming.weights(node) if streaming else ()
     return [m for m in (*tiling.omaps, *tiling.imaps) if m.tensor not in streamed]
-
-
-def _view(tensor: Tensor) -> str:
-    """The tensor's C++ type. Its offset is in the operand's address, so layers share bodies."""
-    extents = ", ".join(map(str, tensor.shape))
-    steps = ", ".join(map(str, tensor.layout.strides))
-    view = "Words" if tensor.storage.kind is Kind.WORDS else "View"
-    return f"{view}<{tensor.dtype.cpp}, Shape<{extents}>, Stride<{steps}>>"

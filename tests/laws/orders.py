@@ -68,6 +68,8 @@ def by_plan(plan: Schedule, steps: int) -> Order:
     follows = {} if plan.policy == "dynamic" else {t: p for queue in plan.queues for p, t in itertools.pairwise(queue)}
     wraps = {} if plan.policy == "dynamic" else {queue[0]: queue[-1] for queue in plan.queues if queue}
     stops = [p for wait in events.stop for p in signalled[wait.event]]
+    if plan.policy != "dynamic" and events.tasks.graph.until is not None:
+        stops += plan.queues[0][-1:]  # worker 0 decides after its own tasks
 
     def before(number: int) -> Iterable[int]:
         step, task = divmod(number, count)

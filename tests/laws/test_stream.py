@@ -58,7 +58,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 def decoding(model: Any, start: int = 0) -> tuple[State, Raised]:
     """A state in the middle of a text, its caches full of anything, and the decoding section."""
-    state = make_state(model, ROOM)
+    state = make_state(model, ROOM, 4)
     for i, tensor in enumerate(state.caches):
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i)))
     _, length, position, token, *_ = state.tensors
