@@ -1,8 +1,9 @@
 """Lowering -> networkx. Tasks or whole operators as nodes, what must come before what as edges; and the longest way through."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import networkx as nx
 
@@ -49,7 +50,7 @@ def operators(lowering: Lowering) -> nx.DiGraph:
 
 @dataclass(frozen=True, slots=True)
 class CriticalPath:
-    """A chain of tasks, each awaiting the one before it, that no number of workers makes shorter."""
+    """A chain of tasks, each awaiting the one before it, that no step of this schedule is shorter than."""
 
     tasks: tuple[int, ...]
     names: tuple[str, ...]  # of the tasks
@@ -73,19 +74,25 @@ class CriticalPath:
 
 
 def critical_path(lowering: Lowering) -> CriticalPath:
-    """The chain of dependencies that takes longest by the cost model, every handover at the price of an event."""
-    tasks, target = lowering.tasks, lowering.schedule.target
+    """The chain of dependencies that takes longest by the cost model. A handover between workers costs an event; in a
+    dynamic queue every one does."""
+    tasks, target, owner = lowering.tasks, lowering.schedule.target, owners(lowering.schedule)
     taken = costs(lowering.events, target)
     finish: list[float] = []
     previous: list[int] = []
-    latest: dict[Range, int] = {}  # of the tasks in a range, which finishes last
+    latest: dict[Range, tuple[int, ...]] = {}
+
+    def handover(before: int, after: int) -> float:
+        return 0.0 if owner[before] is not None and owner[before] == owner[after] else target.event_ns
+
     for number, ranges in enumerate(lowering.linked.before):
         for r in ranges:
             if r not in latest:
-                latest[r] = max(range(*r), key=finish.__getitem__)
-        last = max((latest[r] for r in ranges), key=finish.__getitem__, default=-1)
+                latest[r] = _latest(r, finish, owner)
+        arrivals = {task: finish[task] + handover(task, number) for r in ranges for task in latest[r]}
+        last = max(arrivals, key=arrivals.__getitem__, default=-1)
         previous.append(last)
-        finish.append(taken[number] + (finish[last] + target.event_ns if last >= 0 else 0.0))
+        finish.append(taken[number] + arrivals.get(last, 0.0))
     chain = [max(range(len(finish)), key=finish.__getitem__, default=-1)]
     while chain[-1] >= 0:
         chain.append(previous[chain[-1]])
@@ -95,8 +102,16 @@ def critical_path(lowering: Lowering) -> CriticalPath:
         tuple(map(tasks.name, path)),
         tuple(tasks.node_of(t).op for t in path),
         sum(taken[t] for t in path),
-        target.event_ns * max(0, len(path) - 1),
+        sum(handover(before, after) for before, after in pairwise(path)),
     )
+
+
+def _latest(tasks: Range, finish: Sequence[float], owner: Sequence[int | None]) -> tuple[int, ...]:
+    """The task that finishes last, and the last of those that another worker runs: one of them is the last to be seen."""
+    first = max(range(*tasks), key=finish.__getitem__)
+    others = (task for task in range(*tasks) if owner[task] != owner[first])
+    second = max(others, key=finish.__getitem__, default=first)
+    return (first, second)
 
 
 def owners(schedule: Schedule) -> list[int | None]:

@@ -16,6 +16,7 @@ class Target:
     flops_per_ns: float  # what one worker computes
     task_ns: float  # taking up a task and dispatching it
     event_ns: float  # from a signal to the waiting worker's first instruction
+    latency_ns: float = 0.0  # from a load to its value, where lanes wait for what they read; 0: it is brought before
     streams: bool = False  # has workers that stream weights and publish small results, see passes/stream.py
 
     def __str__(self) -> str:

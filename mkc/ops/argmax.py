@@ -16,6 +16,7 @@ from mkc.ops._rows import by_rows, check_axes, few_rows, last, merged, traffic
 from mkc.ops.reduce import extreme
 
 LONG, FEW, CHUNK = 4096, 64, 512  # so long rows, when there are so few, are searched in chunks of so many
+AHEAD = 8  # elements that a lane reads at once, as in team_first
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
@@ -41,7 +42,8 @@ def tile(node: Node, target: Target) -> Tiling:
         grid = cut(target, y.shape[:rows], candidates[0].nbytes, flops(node))
         return Tiling(grid, (by_rows(x, rows), by_rows(candidates[0], rows)), (by_rows(y, rows),))
     check_axes(node, rows + 1)
-    grid = cut(target, x.shape, traffic(node), flops(node), [*[1] * rows, chunk])
+    ahead = AHEAD * x.dtype.itemsize
+    grid = cut(target, x.shape, traffic(node), flops(node), [*[1] * rows, chunk], ahead)
     along = tuple(Split(d) for d in range(rows))
     return Tiling(grid, (TileMap(x, (*along, Split(rows))),), (TileMap(y, (*along, Split(rows, chunk))),))
 

@@ -1,7 +1,9 @@
 """EventGraph, Target -> Schedule. Static: list scheduling over the cost model. Dynamic: one queue in an order that is always legal."""
 
 from collections import Counter
+from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import inf
 
 from mkc.ir.cost import task_ns
 from mkc.ir.target import Target
@@ -23,23 +25,59 @@ def schedule(events: EventGraph, target: Target, policy: str = "static") -> Sche
 
 
 def _listed(events: EventGraph, target: Target, costs: list[float]) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """Each task goes to the worker it is pinned to, else to the one that is free first; ties go to the lowest number, so
-    that equal work spreads evenly."""
-    fires = [0.0] * len(events.fanin)
+    """Each task goes to the worker it is pinned to, else to where it starts first: with the worker that is free first, or
+    with the one that ran the last task it waits for. Ties go to the first free and the lowest number, so that equal work
+    spreads evenly."""
+    arrivals = [_Arrivals(target.event_ns) for _ in events.fanin]
     workers = _Workers(target.workers)
     pinned = _pinned(events, target.workers)
     queues: list[list[int]] = [[] for _ in range(target.workers)]
     makespan = 0.0
     for task, cost in enumerate(costs):
-        ready = max((fires[wait.event] + target.event_ns for wait in events.waits[task] if not wait.lag), default=0.0)
-        worker = pinned.get(task, workers.first_free())
-        done = max(workers.free[worker], ready) + cost
+        awaited = [arrivals[wait.event] for wait in events.waits[task] if not wait.lag]
+        worker = pinned.get(task, -1)
+        if worker < 0:
+            worker = _soonest(workers, awaited)
+        done = _start(workers, awaited, worker) + cost
         workers.occupy(worker, done)
         queues[worker].append(task)
         if events.signals[task] >= 0:
-            fires[events.signals[task]] = max(fires[events.signals[task]], done)
+            arrivals[events.signals[task]].add(worker, done)
         makespan = max(makespan, done)
     return tuple(map(tuple, queues)), makespan
+
+
+def _soonest(workers: "_Workers", awaited: "list[_Arrivals]") -> int:
+    free = workers.first_free()
+    if not awaited:
+        return free
+    home = max(awaited, key=lambda event: event.last).worker
+    return home if _start(workers, awaited, home) < _start(workers, awaited, free) else free
+
+
+def _start(workers: "_Workers", awaited: "list[_Arrivals]", worker: int) -> float:
+    return max(workers.free[worker], *(event.seen_by(worker) for event in awaited), 0.0)
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """When the signals of an event have come: to all by an event's time, but a worker knows of its own at once."""
+
+    event_ns: float
+    last: float = -inf
+    worker: int = -1  # that gave the last signal
+    others: float = -inf  # the last signal of any other worker
+
+    def add(self, worker: int, at: float) -> None:
+        if worker != self.worker and at >= self.last:
+            self.others, self.worker = self.last, worker
+        elif worker != self.worker:
+            self.others = max(self.others, at)
+            return
+        self.last = max(self.last, at)
+
+    def seen_by(self, worker: int) -> float:
+        return max(self.last, self.others + self.event_ns) if worker == self.worker else self.last + self.event_ns
 
 
 class _Workers:

@@ -82,6 +82,7 @@ def target(device: int | None = None, arch: str | None = None, workers: int | No
         flops_per_ns=chip.flops_per_ns,
         task_ns=600.0,
         event_ns=1200.0,
+        latency_ns=1000.0,
         streams=chip.arch == "sm_90a",
     )
 

@@ -14,6 +14,11 @@ struct Arg {
   }
 };
 
+template <class Expr>
+constexpr bool kIsFirst = false;  // whether it is its first operand, unchanged
+template <>
+constexpr bool kIsFirst<Arg<0>> = true;
+
 template <auto Value>
 struct Const {
   template <class... A>

@@ -60,7 +60,17 @@ template <class... Views>
 struct Each;
 template <>
 struct Each<> {
+  struct Values {
+    template <class Expr, class... Others>
+    MKC_DEVICE auto of(Others... others) const {
+      return Expr::of(others...);
+    }
+  };
   MKC_DEVICE explicit Each(void* const*) {}
+  template <class At>
+  MKC_DEVICE Values read(At) const {
+    return {};
+  }
   template <class Expr, class At, class... Values>
   MKC_DEVICE auto of(At, Values... values) const {
     return Expr::of(values...);
@@ -68,9 +78,21 @@ struct Each<> {
 };
 template <class First, class... Rest>
 struct Each<First, Rest...> {
+  struct Values {  // elements that have been read, to be used later
+    typename First::Element first;
+    typename Each<Rest...>::Values rest;
+    template <class Expr, class... Others>
+    MKC_DEVICE auto of(Others... others) const {
+      return rest.template of<Expr>(others..., load(first));
+    }
+  };
   First first;
   Each<Rest...> rest;
   MKC_DEVICE explicit Each(void* const* p) : first(p[0]), rest(p + 1) {}
+  template <class At>
+  MKC_DEVICE Values read(At at) const {
+    return {at(first), rest.read(at)};
+  }
   // Expr over `values` and then this pack's elements, each found by `at(view)`
   template <class Expr, class At, class... Values>
   MKC_DEVICE auto of(At at, Values... values) const {

@@ -1,5 +1,7 @@
 """signal, schedule: queues and counted events keep the order that link found, in one step and across steps."""
 
+from dataclasses import replace
+from itertools import pairwise
 from random import Random
 from unittest import mock
 
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws.orders import by_conflicts, by_plan, producers
 from laws.strategies import task_lists
-from laws.test_link import fills, tasks_of
+from laws.test_link import fills, tasks_of, tiles
 from oracle import machine
 
 from mkc.ir.tasks import EventGraph, Schedule, Tasks
@@ -74,3 +76,29 @@ def test_tasks_with_equal_consumers_share_an_event() -> None:
     events: EventGraph = signal(link(tasks_of(fills("u", 8, 4), takers)))
     assert events.fanin == (2, 2)
     assert [len(waits) for waits in events.waits[4:]] == [1, 2]
+
+
+def listed(tasks: Tasks, workers: int, event_ns: float) -> Schedule:
+    """As the compiler plans, where every task takes 10 ns."""
+    with mock.patch("mkc.passes.schedule.costs", return_value=[10.0] * len(tasks.tasks)):
+        return schedule(signal(link(tasks)), replace(machine(workers), event_ns=event_ns))
+
+
+def test_a_chain_of_small_tasks_stays_on_one_worker() -> None:
+    chain = [[([f"{a}[0:4]"], [f"{b}[0:4]"])] for a, b in pairwise("abcde")]
+    plan = listed(tasks_of(*chain), 4, event_ns=25.0)
+    assert plan.queues == ((0, 1, 2, 3), (), (), ())
+    assert plan.predicted_ns == 40.0
+    assert not any(plan.waits)
+
+
+def test_tasks_leave_the_worker_of_what_they_wait_for_as_soon_as_an_event_is_cheaper() -> None:
+    takers = [(["u[0:8]"], [tile]) for tile in tiles("v", 8, 6)]
+    plan = listed(tasks_of(fills("u", 8, 1), takers), 4, event_ns=15.0)
+    assert plan.queues == ((0, 1, 2, 6), (3,), (4,), (5,))
+
+
+def test_a_tile_is_taken_up_by_the_worker_that_made_it() -> None:
+    by_tile = [([t], [o]) for t, o in zip(tiles("u", 8, 3), tiles("v", 8, 3), strict=True)]
+    plan = listed(tasks_of(fills("u", 8, 3), by_tile[::-1]), 3, event_ns=15.0)
+    assert plan.queues == ((0, 5), (1, 4), (2, 3))

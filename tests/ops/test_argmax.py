@@ -1,8 +1,14 @@
 """argmax, argmin, and the extremes that come with their places."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from numerics import FLOATS, assert_as_torch, assert_reference_agrees
+
+from mkc.compiler import compile_graphs
+from mkc.explain import looked_at
+from mkc.targets import cuda
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int64, torch.int32, torch.uint8])
@@ -38,6 +44,17 @@ def test_long_rows_are_searched_by_many_workers(dtype, width):
     x[1, 3000] = x[1, 4000] = 100.0
     fast = assert_as_torch(lambda x: (x.argmax(-1), x.argmin(-1, keepdim=True)), x)
     assert len(fast.compilation.sections[0].tasks.tasks) >= 2 * 5
+
+
+def test_a_row_is_cut_by_how_fast_waiting_lanes_read_it():
+    def tasks(latency_ns):
+        gpu = replace(cuda.target(arch="sm_90a"), latency_ns=latency_ns)
+        (made,), _ = looked_at(lambda x: x.argmax(-1), (torch.randn(1, 151936, dtype=torch.bfloat16),))
+        (lowered,) = compile_graphs([section.graph for section in made.sections], gpu).sections
+        return len(lowered.tasks.tasks)
+
+    assert tasks(latency_ns=0.0) < 8
+    assert tasks(latency_ns=1000.0) > 32
 
 
 def test_a_long_row_without_anything_but_its_worst_has_its_first_place():

@@ -152,9 +152,84 @@ template <class F>
 MKC_DEVICE void for_team(int n, F f) {
   for (int i = team_lane(); i < n; i += kTeamLanes) f(i);
 }
+// Of the ascending places where(k), k < n <= Depth, the first whose value is the fold of all; not-a-number equals itself.
+template <class R, int Depth, class Where, class F>
+MKC_DEVICE int team_first(int n, Where where, F value) {
+  using T = decltype(value(0));
+  constexpr int kAhead = Depth > 7 * kTeamLanes ? 8 : (Depth + kTeamLanes - 1) / kTeamLanes;
+  const auto same = [](T a, T b) { return a == b || (a != a && b != b); };
+  int best_place = 0x7FFFFFFF;  // nothing so far
+  T best = R::template identity<T>();
+  for (int begin = team_lane(); begin < n; begin += kAhead * kTeamLanes) {
+    int place[kAhead];
+    T held[kAhead];
+    MKC_UNROLL
+    for (int j = 0; j < kAhead; ++j) place[j] = where(begin + j * kTeamLanes < n ? begin + j * kTeamLanes : n - 1);
+    asm volatile("" ::: "memory");  // all places are on their way before the first value is asked for
+    MKC_UNROLL
+    for (int j = 0; j < kAhead; ++j) held[j] = value(place[j]);
+    MKC_UNROLL
+    for (int j = 0; j < kAhead; ++j) {
+      const bool better = same(held[j], best) ? place[j] < best_place : same(R::of(held[j], best), held[j]);
+      best = better ? held[j] : best, best_place = better ? place[j] : best_place;
+    }
+  }
+  for (int width = kTeamLanes / 2; width > 0; width /= 2) {
+    const T other = __shfl_xor_sync(0xFFFFFFFFu, best, width);
+    const int place = __shfl_xor_sync(0xFFFFFFFFu, best_place, width);
+    const bool better = same(other, best) ? place < best_place : same(R::of(other, best), other);
+    best = better ? other : best, best_place = better ? place : best_place;
+  }
+  return best_place;
+}
 template <class F>
 MKC_DEVICE void tile_loop(int rows, int width, F f) {
   for_lanes(0, rows * width, [&](int i) { f(i / width, i % width); });
+}
+
+// put(i, get(i)) for i = first, first + step, ... below n. What a lane gets for several i is on its way at once, which it
+// would not be if a put, that may alias what is got next, stood between. Past the end the last is got again, and dropped.
+template <class Get, class Put>
+MKC_DEVICE void overlapped(int first, int step, int n, Get get, Put put) {
+  constexpr int kAhead = 4;
+  for (int begin = first; begin < n; begin += kAhead * step) {
+    decltype(get(0)) held[kAhead];
+    MKC_UNROLL
+    for (int j = 0; j < kAhead; ++j) held[j] = get(begin + j * step < n ? begin + j * step : n - 1);
+    MKC_NO_UNROLL  // expressions may be long: held values move up instead
+    for (int i = begin; i < n && i < begin + kAhead * step; i += step) {
+      put(i, held[0]);
+      MKC_UNROLL
+      for (int j = 1; j < kAhead; ++j) held[j - 1] = held[j];
+    }
+  }
+}
+template <class Get, class Put>
+MKC_DEVICE void for_team(int n, Get get, Put put) {
+  overlapped(team_lane(), kTeamLanes, n, get, put);
+}
+template <class Get, class Put>
+MKC_DEVICE void tile_loop(int rows, int width, Get get, Put put) {
+  const auto row = [=](int i) { return rows == 1 ? 0 : i / width; };
+  overlapped(
+      lane(), lanes(), rows * width, [&](int i) { return get(row(i), i - row(i) * width); },
+      [&](int i, const auto& held) { put(row(i), i - row(i) * width, held); });
+}
+
+struct alignas(16) Quad {
+  uint32 x, y, z, w;
+};
+// A team copies n elements; by 16 bytes where both rows begin at such a boundary.
+template <class T>
+MKC_DEVICE void copy_row(T* to, const T* from, int n) {
+  constexpr int kElements = 16 / sizeof(T);
+  int quads = 0;
+  if ((reinterpret_cast<uint64>(to) | reinterpret_cast<uint64>(from)) % 16 == 0) quads = n / kElements;
+  for_team(
+      quads, [=](int i) { return reinterpret_cast<const Quad*>(from)[i]; },
+      [=](int i, const Quad& held) { reinterpret_cast<Quad*>(to)[i] = held; });
+  const int done = quads * kElements;
+  for_team(n - done, [=](int i) { return from[done + i]; }, [=](int i, const T& held) { to[done + i] = held; });
 }
 
 // For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).

@@ -181,6 +181,24 @@ MKC_DEVICE auto team_reduce(int n, F f) {
     for (int j = 0; j < width; ++j) acc[j] = R::of(acc[j], acc[j + width]);
   return acc[0];
 }
+// Of the ascending places where(k), k < n <= Depth, the first whose value is the fold of all; not-a-number equals itself.
+// A pass for the value and a pass for the place.
+struct Least {
+  template <class T>
+  MKC_DEVICE static T identity() {
+    return 0x7FFFFFFF;
+  }
+  MKC_DEVICE static int of(int a, int b) { return b < a ? b : a; }
+};
+template <class R, int Depth, class Where, class F>
+MKC_DEVICE int team_first(int n, Where where, F value) {
+  const auto best = team_reduce<R>(n, [=](int k) { return value(where(k)); });
+  return team_reduce<Least>(n, [=](int k) {
+    const int place = where(k);
+    const auto v = value(place);
+    return v == best || (best != best && v != v) ? place : 0x7FFFFFFF;
+  });
+}
 template <class F>
 MKC_DEVICE void for_team(int n, F f) {
   for_lanes(0, n, f);
@@ -191,6 +209,19 @@ MKC_DEVICE void tile_loop(int rows, int width, F f) {
 #pragma GCC ivdep
     for (int column = 0; column < width; ++column) f(row, column);
   }
+}
+// put(i, get(i)): machines that wait for loads get ahead here
+template <class Get, class Put>
+MKC_DEVICE void for_team(int n, Get get, Put put) {
+  for_team(n, [=](int i) { put(i, get(i)); });
+}
+template <class Get, class Put>
+MKC_DEVICE void tile_loop(int rows, int width, Get get, Put put) {
+  tile_loop(rows, width, [=](int row, int column) { put(row, column, get(row, column)); });
+}
+template <class T>
+MKC_DEVICE void copy_row(T* to, const T* from, int n) {
+  memcpy(to, from, n * sizeof(T));
 }
 
 // For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).

@@ -6,9 +6,6 @@
 namespace mkc {
 
 // ---- shared memory, by its 32-bit address
-struct alignas(16) Quad {
-  uint32 x, y, z, w;
-};
 struct alignas(16) Four {
   float at[4];
 };

@@ -6,16 +6,6 @@
 
 namespace mkc::ops {
 
-// The least k < n whose value(k) is the fold of all: a pass for the value and a pass for the place.
-template <class F, class V>
-MKC_DEVICE int first_best(int n, V value) {
-  const auto best = team_reduce<F>(n, value);
-  return team_reduce<fold::minimum>(n, [=](int k) {
-    const auto v = value(k);
-    return v == best || (best != best && v != v) ? k : 0x7FFFFFFF;
-  });
-}
-
 MKC_DEVICE float comparable(float v) { return v; }
 template <class T>
 MKC_DEVICE int64 comparable(T v) {
@@ -39,7 +29,7 @@ struct ArgMax<F, Chunk, Y, X> {
     for_rows<kRows + 1>(parts, [=](const int* row) {
       const int begin = row[kRows] * Chunk, left = kWidth - begin;
       const auto value = [=](int k) { return comparable(load(at_row(x, row, begin + k))); };
-      const int best = first_best<F>(left < Chunk ? left : Chunk, value);
+      const int best = team_first<F, Chunk>(left < Chunk ? left : Chunk, [](int k) { return k; }, value);
       if (team_leader()) store(at_row(y, row), best);
     });
   }
@@ -55,9 +45,10 @@ struct ArgMax<F, Chunk, Y, X, Candidates> {
     const Candidates candidates(p[2]);
     for_rows<kRows>(r, [=](const int* row) {
       const auto place = [=](int part) { return part * Chunk + static_cast<int>(at_row(candidates, row, part)); };
-      const auto value = [=](int part) { return comparable(load(at_row(x, row, place(part)))); };
-      const int best = first_best<F>(Candidates::extent(kRows), value);
-      if (team_leader()) store(at_row(y, row, 0), place(best));
+      const auto value = [=](int at) { return comparable(load(at_row(x, row, at))); };
+      constexpr int kParts = Candidates::extent(kRows);
+      const int best = team_first<F, kParts>(kParts, place, value);
+      if (team_leader()) store(at_row(y, row, 0), best);
     });
   }
 };

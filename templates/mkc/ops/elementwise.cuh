@@ -18,17 +18,25 @@ struct Elementwise {
     for (int d = 0; d < kRank; ++d) begin[d] = r[d].begin, extent[d] = r[d].end - r[d].begin;
     MKC_UNROLL
     for (int d = 0; d + 1 < kRank; ++d) rows *= extent[d];
-    tile_loop(rows, extent[kRank - 1], [=](int row, int column) {
-      int index[kRank];
+    const auto place = [=](int row, int column, int (&index)[kRank]) {
       MKC_UNROLL
       for (int d = kRank - 2; d >= 0; --d) {
         index[d] = begin[d] + row % extent[d];
         row /= extent[d];
       }
       index[kRank - 1] = begin[kRank - 1] + column;
-      const auto at = [&](const auto& view) -> auto& { return view.at(index); };
-      store(out.at(index), ins.template of<Expr>(at));
-    });
+    };
+    const auto get = [=](int row, int column) {
+      int index[kRank];
+      place(row, column, index);
+      return ins.read([&](const auto& view) -> auto& { return view.at(index); });
+    };
+    const auto put = [=](int row, int column, const auto& values) {
+      int index[kRank];
+      place(row, column, index);
+      store(out.at(index), values.template of<Expr>());
+    };
+    tile_loop(rows, extent[kRank - 1], get, put);
   }
 };
 
