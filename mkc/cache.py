@@ -17,12 +17,21 @@ _DIGEST = 32  # bytes of sha256 between the magic and the payload
 
 def kept(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
     """The bytes filed under (kind, key), made and filed if they are missing or damaged. Processes may share the folder."""
-    path = folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}"
-    found = _read(path)
+    found = recalled(kind, key)
     if found is None:
         found = make()
-        _write(path, found)
+        keep(kind, key, found)
     return found
+
+
+def recalled(kind: str, key: str) -> bytes | None:
+    """The bytes filed under (kind, key), or None when there are none that are intact."""
+    return _read(_path(kind, key))
+
+
+def keep(kind: str, key: str, payload: bytes) -> None:
+    """File bytes under (kind, key), in place of those that were there."""
+    _write(_path(kind, key), payload)
 
 
 def folder() -> Path:
@@ -39,6 +48,10 @@ def folder() -> Path:
             "make it private (chmod 700) or set MKC_CACHE_DIR to another"
         )
     return path
+
+
+def _path(kind: str, key: str) -> Path:
+    return folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _read(path: Path) -> bytes | None:

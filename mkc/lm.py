@@ -17,6 +17,7 @@ from mkc.frontend.loading import load, outline
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
 from mkc.ir.target import Target
+from mkc.targets.kernel import Kernel
 
 
 class CausalLM:
@@ -125,6 +126,33 @@ class CausalLM:
         For grading. The first call compiles a kernel of the same step that chooses nothing; every token is a launch.
         """
         self._prepare(ids, 1)
+        found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
+        return torch.cat(found)[:, -1]
+
+    # ---- from the middle of a text, whose keys and values the caller has laid in `state.caches`
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that decodes."""
+        return self._decoder.kernel
+
+    def stand_at(self, position: int, ids: Sequence[int], steps: int) -> None:
+        """The state of a text that is read up to `position`, where `ids` follow, before `steps` steps."""
+        if not 0 < position < self.max_length - steps:
+            raise InputError(f"{steps} steps from position {position} do not fit max_length={self.max_length}")
+        words = torch.zeros(len(self.state.words), dtype=torch.int64)
+        words[:3] = torch.tensor([position, position, ids[0]])
+        words[4 + position : 4 + position + len(ids)] = torch.tensor(ids)
+        self.state.words.copy_(words)
+
+    def decode_on(self, steps: int) -> None:
+        """Steps of decoding from where the state stands. One launch."""
+        sections = len(self._decoder.raised)
+        self._decoder(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
+
+    def logits_at(self, position: int, ids: Sequence[int]) -> torch.Tensor:
+        """What the decode step makes of tokens from `position` on: logits [len(ids), vocabulary] of what follows each."""
+        self.stand_at(position, ids, len(ids))
         found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
         return torch.cat(found)[:, -1]
 

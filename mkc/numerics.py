@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -37,6 +38,31 @@ class _Wide(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         wide = pytree.tree_map(lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs or {}))
         return (torch.Tensor.double if func is torch.Tensor.float else func)(*wide[0], **wide[1])
+
+
+@contextmanager
+def widened(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The model itself, computing in float64: weights are widened as they are used, so no copy of them need fit.
+
+    For decoders whose weights are met in linear layers, norms and embeddings. Caches must hold float64.
+    """
+    with _WideWeights(), torch.no_grad():
+        yield model
+
+
+class _WideWeights(_Wide):
+    """Linear layers and norms in float64, embeddings as float64; what follows is promoted."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.embedding:
+            return func(*args, **(kwargs or {})).double()
+        if func in (F.linear, F.layer_norm, F.rms_norm):
+            args, kwargs = pytree.tree_map(_wide, (args, kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _wide(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 @dataclass(frozen=True, slots=True)

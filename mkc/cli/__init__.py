@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
 from typer.core import TyperGroup
 
 from mkc import __version__
 from mkc.cli import findings
+from mkc.cli.bench import bench
+from mkc.cli.progress import progress
 from mkc.cli.report import write_report, write_timeline
 from mkc.cli.subject import TargetName, Wanted, language_model, subject
 from mkc.errors import MkcError
@@ -81,7 +80,7 @@ def inspect(
     max_new_tokens: Tokens = 8,
 ) -> None:
     """Write every stage, the generated page, the task graph as a picture, and the timeline of one run."""
-    with _progress(f"compiling {model}") as status:
+    with progress(f"compiling {model}") as status:
         found = subject(model, Wanted(target, arch, workers, policy, prompt, max_new_tokens))
         status.update("writing every stage")
         written = write_report(found, output)
@@ -103,7 +102,7 @@ def explain(
     policy: Policy = "static",
 ) -> None:
     """Say what a model becomes: operators, tasks, bytes, the memory floor, and what stays in PyTorch."""
-    with _progress(f"compiling {model}"):
+    with progress(f"compiling {model}"):
         found = subject(model, Wanted(target, arch, workers, policy))
     print(Explanation.of(found.compilations, found.fallbacks))
 
@@ -125,7 +124,7 @@ def run(
     """Continue a text with a causal language model, greedily, in one launch."""
     if target == "cuda":
         cuda.target()  # raises what is missing
-    with _progress(f"compiling {model}") as status:
+    with progress(f"compiling {model}") as status:
         lm = language_model(model, target or "cpu", workers=workers, policy=policy)
         status.update("generating")
         most = max_new_tokens or min(64, lm.max_length - len(lm.tokenizer(prompt)["input_ids"]))
@@ -137,11 +136,14 @@ def run(
         print(f"{took:.3f} s on {lm.compilation.target}", file=sys.stderr)
 
 
+app.command()(bench)
+
+
 @app.command()
 def doctor() -> None:
     """Say what is installed and what works here. Fails when the CPU target does not."""
     _columns([("mkc", __version__), *((finding.what, finding.text) for finding in findings.facts())])
-    with _progress("trying what works"):
+    with progress("trying what works"):
         checks = list(findings.checks())
     print("\nwhat works:")
     _columns([(f"  {'yes' if check.works else 'no '}  {check.what}", check.text) for check in checks])
@@ -159,11 +161,6 @@ def _fastest(trace: Callable[[], Words]) -> Words:
     return min(
         (trace() for _ in range(3)), key=lambda stamps: int(stamps["done"].max() - stamps["taken"].min())
     )
-
-
-def _progress(doing: str) -> Status:
-    """A line on a terminal's stderr that moves while something takes its time."""
-    return Console(stderr=True).status(escape(doing))
 
 
 def _columns(rows: list[tuple[str, str]]) -> None:

@@ -22,6 +22,7 @@ from mkc.ir.graph import Kind
 from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
+from mkc.targets import tuning
 from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
@@ -48,6 +49,11 @@ class _Chip:
     shared_bytes: int  # a block may use
     bytes_per_ns: float  # read from memory by all SMs together
     flops_per_ns: float  # of one SM, float32
+
+    @property
+    def ghz(self) -> float:
+        """Cycles of an SM in a nanosecond."""
+        return self.flops_per_ns / (2 * _cores(self.arch))
 
 
 # One card of each architecture, for those that are not there to be asked. Bandwidths are 0.95 of the data sheet's.
@@ -116,16 +122,21 @@ def _present(device: int | None) -> _Chip:
         raise TargetError(
             f"GPU {gpu.id} has compute capability {major}.{minor}; mkc needs 8.0 or newer (Ampere)"
         )
-    cores = 64 if (major, minor) == (8, 0) else 128  # float32 units of an SM
+    arch = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
     memory_hz, clock_ghz = 1e3 * facts.get("MemoryClockRate", 0), 1e-6 * facts.get("ClockRate", 0)
     read = 0.95 * 2 * memory_hz * facts.get("GlobalMemoryBusWidth", 0) / 8 / 1e9
     return _Chip(
-        arch=f"sm_{major}{minor}{'a' if major >= 9 else ''}",
+        arch=arch,
         sms=facts["MultiProcessorCount"],
         shared_bytes=facts["MaxSharedMemoryPerBlockOptin"],
         bytes_per_ns=read or 1000.0,
-        flops_per_ns=2 * cores * clock_ghz or 400.0,
+        flops_per_ns=2 * _cores(arch) * clock_ghz or 400.0,
     )
+
+
+def _cores(arch: str) -> int:
+    """Float32 units of an SM."""
+    return 64 if arch == "sm_80" else 128
 
 
 def _device_count() -> int:
@@ -327,7 +338,7 @@ class CudaKernel:
         self._traced: _Loaded | None = None
         self._launches = 0  # which seeds the delays of test builds
         self._addresses: tuple[int, ...] = ()
-        self.tuning = Tuning()
+        self.tuning = self._first_tuning()
         self._loaded = self._load(trace=False)
         with self._using("hold the tables of the plan"):
             self._pinned = _pinned(np.zeros(len(program.operands), np.uint64))
@@ -341,6 +352,24 @@ class CudaKernel:
     @property
     def cubin(self) -> Cubin:
         return self._loaded.cubin
+
+    @property
+    def gpu(self) -> str:
+        """What the GPU is called, as tunings are kept under it."""
+        with self._using("ask the GPU for its name"):
+            name: bytes = _cupy().cuda.runtime.getDeviceProperties(self.device)["name"]
+        return name.decode()
+
+    def keep_tuning(self) -> None:
+        """Later kernels of this program start with the tuning that this one has now."""
+        tuning.keep(self.program, self.gpu, self.tuning)
+
+    def _first_tuning(self) -> Tuning:
+        if not self.program.streams:
+            return Tuning()
+        chip = self._chip
+        guess = tuning.guessed(self.program, chip.bytes_per_ns / chip.sms, chip.ghz)
+        return tuning.recalled(self.program, self.gpu) or guess
 
     def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:
         """Run all sections on a CUDA stream; returns when the last worker has left.

@@ -1,0 +1,64 @@
+"""Program, GPU -> Tuning. What a search has kept for this plan on such a GPU, or else a guess from the GPU's rates."""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+
+import numpy as np
+
+from mkc import cache
+from mkc.errors import PlanError
+from mkc.ir.program import Program, Streams
+from mkc.passes.pack import SLOT_BYTES
+from mkc.targets.kernel import Tuning
+
+LONG_SHARE = 8  # slots of a task, on average: beyond, workers wait for each other seldom
+HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker that fell behind can catch up
+MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
+
+
+def guessed(program: Program, bytes_per_ns: float, ghz: float) -> Tuning:
+    """Slots at the rate at which one worker reads memory (`bytes_per_ns`), unless its shares are long. `ghz` is the SM's clock."""
+    if _streams(program).records["slots"].mean() > LONG_SHARE:
+        return Tuning(window=5, pace=0)
+    return Tuning(window=4, pace=round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
+
+
+def recalled(program: Program, gpu: str) -> Tuning | None:
+    """What was kept, or None: nothing was, or it is no tuning that this program can run with."""
+    found = cache.recalled("tuning", _key(program, gpu))
+    try:
+        given = json.loads(found or b"null")
+    except ValueError:
+        return None
+    names = {field.name for field in fields(Tuning)}
+    if not isinstance(given, dict) or given.keys() != names or any(type(n) is not int for n in given.values()):
+        return None
+    tuning = Tuning(**given)
+    fits = 1 <= tuning.window <= _streams(program).ring_slots
+    return tuning if fits and all(0 <= n <= MOST_CYCLES for n in given.values()) else None
+
+
+def keep(program: Program, gpu: str, tuning: Tuning) -> None:
+    """For later kernels of the same program on GPUs of this name."""
+    cache.keep("tuning", _key(program, gpu), json.dumps(asdict(tuning)).encode())
+
+
+def digest(program: Program) -> str:
+    """Of what each worker does in which order. Where memory lies does not count, so room for a longer text changes nothing."""
+    made = hashlib.sha256()
+    streams = _streams(program)
+    tables = (program.tasks, program.bounds, program.queue, streams.records, streams.bounds, streams.hops)
+    for table in tables:
+        made.update(np.ascontiguousarray(table).tobytes())
+    return made.hexdigest()
+
+
+def _key(program: Program, gpu: str) -> str:
+    return f"{gpu}\n{digest(program)}"
+
+
+def _streams(program: Program) -> Streams:
+    if program.streams is None:
+        raise PlanError("only programs of streaming workers have a tuning")
+    return program.streams

@@ -1,0 +1,239 @@
+"""mkc bench: what it measures is right and said in full, wrong results fail it, and a search for a tuning ends at the best."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import mkc
+from mkc import cache, cli
+from mkc.bench.tune import search
+from mkc.compiler import Compilation
+from mkc.numerics import in_float64, largest, teacher_forced, widened
+from mkc.targets import cuda, tuning
+from mkc.targets.kernel import Tuning
+
+pytest.importorskip("transformers")
+from mkc.bench import baselines, models, run
+from mkc.bench.lean import Lean
+
+TINY = ("bench", "--model", "tiny", "--target", "cpu", "--workers", 1, "--steps", 4, "--repeats", 2)
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, list(map(str, (*TINY, *arguments))))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return models.make("tiny", "cpu", "float32")
+
+
+def caches(model: Any, rows: int) -> list[torch.Tensor]:
+    config = model.config
+    shape = (1, config.num_key_value_heads, rows, config.head_dim)
+    return [torch.randn(shape) for _ in range(2 * config.num_hidden_layers)]
+
+
+# ---- the command
+
+
+def test_everything_measured_stands_in_the_table_and_in_the_json(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    result = bench("--context", 20, "--context", 40, "--json", file)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("passed: logits") == 2
+    assert all(word in result.stdout for word in ("x floor", "plain read", "eager"))
+    found = json.loads(file.read_text())
+    assert set(found) == {
+        "schema", "passed", "model", "machine", "versions", "commit", "command", "steps", "repeats", "compile_s", "plan",
+        "tuning", "contexts",
+    }  # fmt: skip
+    assert found["passed"]
+    assert found["model"]["shapes"]["hidden_size"] == 64
+    assert [context["context"] for context in found["contexts"]] == [20, 40]
+    for context in found["contexts"]:
+        assert context["grade"]["passed"]
+        assert [row["name"] for row in context["rows"]] == ["mkc", "plain read", "eager"]
+        assert all(len(row["us"]) == 2 and row["min_us"] <= row["median_us"] <= row["max_us"] for row in context["rows"])
+        assert context["rows"][1]["over_floor"] == 1
+
+
+def test_wrong_results_fail_the_command_and_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = mkc.CausalLM.logits_at
+    monkeypatch.setattr(mkc.CausalLM, "logits_at", lambda *given: right(*given) + torch.eye(96)[3])
+    file = tmp_path / "found.json"
+    result = bench("--json", file)
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+    assert "nothing was timed" in result.stderr
+    found = json.loads(file.read_text())
+    assert not found["passed"]
+    assert found["contexts"][0]["rows"] == []
+
+
+def test_a_wrong_token_fails_as_a_wrong_logit_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = mkc.CausalLM.decode_on
+
+    def wrong(lm: Any, steps: int) -> None:
+        right(lm, steps)
+        lm.state.words[4:] = (lm.state.words[4:] + 1) % 96
+
+    monkeypatch.setattr(mkc.CausalLM, "decode_on", wrong)
+    result = bench("--baselines", "none")
+    assert result.exit_code == 1
+    assert "tokens wrong" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--batch", 2), "one sequence at a time"),
+        (("--model", "no such"), "nor one of qwen3-0.6b, "),
+        (("--context", 1000), "go beyond the model's 256 positions"),
+        (("--json", "/no/such/folder/x.json"), "there is no folder /no/such/folder"),
+        (("--tune", "--baselines", "none"), "there is nothing to tune"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments: tuple[object, ...], says: str) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("mkc: ")
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--baselines", "fast"), ("--context", 0), ("--steps", 1), ("--speed",)])
+def test_options_out_of_their_range_are_refused(arguments: tuple[object, ...]) -> None:
+    assert bench(*arguments).exit_code == 2
+
+
+def test_a_baseline_that_fails_or_comes_too_late_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory\nat all")
+
+    monkeypatch.setattr(baselines, "make", broken)
+    wanted = run.Wanted("tiny", "cpu", (20,), 4, 2, "eager", workers=1)
+    (found,) = run.bench(wanted).contexts
+    assert found.rows[-1].skipped == "RuntimeError: out of memory"
+    (found,) = run.bench(replace(wanted, seconds=0)).contexts
+    assert found.rows[-1].skipped == "the budget of 0 s was spent"
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize("name", [n for n in models.CONFIGURATIONS if n != "tiny"])
+def test_configurations_have_the_parameters_of_their_models(name: str) -> None:
+    millions = {"qwen3-0.6b": 596, "qwen3-1.7b": 1721, "qwen3-8b": 8191, "llama-3.2-1b": 1236, "smollm2-135m": 135}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "refuse_beyond_memory", lambda *_: None)
+        hollow = models.make(name, "meta", "bfloat16")
+    assert round(sum(p.numel() for p in hollow.parameters()) / 1e6) == millions[name]
+    untied = not hollow.config.tie_word_embeddings
+    weights = sum(2 * p.numel() for p in hollow.parameters())
+    table = 2 * hollow.config.vocab_size * hollow.config.hidden_size
+    row = 2 * hollow.config.hidden_size
+    assert models.step_bytes(hollow, 0) == weights - untied * (table - row)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_lean_decoder_computes_what_the_model_does(model: Any, native: bool) -> None:
+    held = caches(model, 32)
+    text, context = [1, 5, 9, 2], 20
+    lean = Lean(model, 32, native)
+    for block, keys, values in zip(lean.blocks, held[::2], held[1::2], strict=True):
+        block.keys.copy_(keys)
+        block.values.copy_(values)
+    lean.position.fill_(context)
+    lm = type("Held", (), {"model": model, "state": type("State", (), {"caches": held})})
+    for token, expected in zip(text, run._continued(lm, context, text, torch.float32), strict=True):
+        lean.token.fill_(token)
+        torch.testing.assert_close(lean.logits()[0], expected, rtol=1e-4, atol=1e-5)
+        lean()
+
+
+def test_eager_steps_do_not_depend_on_what_was_run_before(model: Any) -> None:
+    eager = baselines.make("eager", model, caches(model, 32), 20, 32)
+    for _ in range(3):
+        eager.rewind()
+        eager.go(10)  # three times would not fit
+
+
+def test_widened_weights_compute_what_a_copy_in_float64_does(model: Any) -> None:
+    half = models.make("tiny", "cpu", "bfloat16")
+    with in_float64(half) as wide:
+        exact = teacher_forced(wide, [3, 1, 4, 1, 5])
+    with widened(half) as same:
+        found = teacher_forced(same, [3, 1, 4, 1, 5])
+    assert found.dtype == torch.float64
+    assert largest((found - exact).abs()) < 1e-12
+
+
+# ---- tunings
+
+
+def test_a_search_goes_from_one_setting_to_the_next_and_ends_at_the_best() -> None:
+    best = Tuning(window=6, pace=800, delay=1000)
+
+    def measure(tried: Tuning) -> float:
+        return sum(getattr(tried, name) != getattr(best, name) for name in ("window", "pace", "delay"))
+
+    assert search(Tuning(4, 0, 1400), 12, measure) == best
+
+
+def test_a_search_without_time_keeps_what_it_has() -> None:
+    seconds = iter([2.0, 1.0, None])
+    assert search(Tuning(4, 0, 1400), 12, lambda _: next(seconds)) == Tuning(4, 600, 1400)
+    assert search(Tuning(4, 0, 1400), 12, lambda _: None) == Tuning(4, 0, 1400)
+
+
+@pytest.fixture(scope="module")
+def streaming() -> Compilation:
+    """A plan with streaming workers, for a GPU that need not be here."""
+    hollow = models.make("tiny", "meta", "bfloat16")
+    wide = dict(hidden_size=512, intermediate_size=640, head_dim=64)
+    with torch.device("meta"):
+        hollow = type(hollow)(type(hollow.config)(**(hollow.config.to_dict() | wide))).to(torch.bfloat16).eval()
+    return mkc.CausalLM(hollow, max_length=64, target=cuda.target(arch="sm_90a", workers=4)).compilation
+
+
+def test_a_tuning_is_kept_for_its_plan_and_gpu(
+    streaming: Compilation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path / "kernels"))
+    program, found = streaming.program, Tuning(3, 700, 1000)
+    assert tuning.recalled(program, "H200") is None
+    tuning.keep(program, "H200", found)
+    assert tuning.recalled(program, "H200") == found
+    assert tuning.recalled(program, "H100") is None
+    assert tuning.recalled(replace(program, queue=program.queue[::-1]), "H200") is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"", b"{", b"[]", b"\xff", b'{"window": 4}', b'{"window": 0, "pace": 0, "delay": 0}',
+        b'{"window": 4, "pace": -1, "delay": 0}', b'{"window": 4, "pace": 0, "delay": 1e9}',
+        b'{"window": 999, "pace": 0, "delay": 0}', b'{"window": true, "pace": 0, "delay": 0}',
+        b'{"window": 4, "pace": 0, "delay": 99999999}',
+    ],
+)  # fmt: skip
+def test_a_damaged_tuning_is_ignored(
+    streaming: Compilation, entry: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path / "kernels"))
+    cache.keep("tuning", tuning._key(streaming.program, "H200"), entry)
+    assert tuning.recalled(streaming.program, "H200") is None
+
+
+def test_the_first_guess_paces_short_shares_at_the_rate_of_the_memory(streaming: Compilation) -> None:
+    assert tuning.guessed(streaming.program, 4650 / 132, 1.98) == Tuning(4, 783, 1400)
+    streams = streaming.program.streams
+    assert streams is not None
+    records = streams.records.copy()
+    records["slots"] = 30
+    assert tuning.guessed(replace(streaming.program, streams=replace(streams, records=records)), 35.2, 1.98) == Tuning(5, 0, 1400)
