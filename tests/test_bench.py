@@ -1,8 +1,10 @@
 """mkc bench: what it measures is right and said in full, wrong results fail it, and a search for a tuning ends at the best."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import mkc
 from mkc import cache, cli
 from mkc.bench.tune import search
 from mkc.compiler import Compilation
+from mkc.ir.program import Program
 from mkc.numerics import in_float64, largest, teacher_forced, widened
 from mkc.targets import cuda, tuning
 from mkc.targets.kernel import Tuning
@@ -149,7 +152,7 @@ def test_the_lean_decoder_computes_what_the_model_does(model: Any, native: bool)
         block.keys.copy_(keys)
         block.values.copy_(values)
     lean.position.fill_(context)
-    lm = type("Held", (), {"model": model, "state": type("State", (), {"caches": held})})
+    lm: Any = SimpleNamespace(model=model, state=SimpleNamespace(caches=held))
     for token, expected in zip(text, run._continued(lm, context, text, torch.float32), strict=True):
         lean.token.fill_(token)
         torch.testing.assert_close(lean.logits()[0], expected, rtol=1e-4, atol=1e-5)
@@ -231,9 +234,31 @@ def test_a_damaged_tuning_is_ignored(
 
 
 def test_the_first_guess_paces_short_shares_at_the_rate_of_the_memory(streaming: Compilation) -> None:
-    assert tuning.guessed(streaming.program, 4650 / 132, 1.98) == Tuning(4, 783, 1400)
-    streams = streaming.program.streams
-    assert streams is not None
-    records = streams.records.copy()
-    records["slots"] = 30
-    assert tuning.guessed(replace(streaming.program, streams=replace(streams, records=records)), 35.2, 1.98) == Tuning(5, 0, 1400)
+    assert tuning.guessed(with_shares(streaming.program, 4), 4650 / 132, 1.98) == Tuning(4, 783, 1400)
+    assert tuning.guessed(with_shares(streaming.program, 30), 4650 / 132, 1.98) == Tuning(5, 0, 1400)
+
+
+def with_shares(program: Program, slots: int) -> Program:
+    assert program.streams is not None
+    records = program.streams.records.copy()
+    records["slots"] = slots
+    return replace(program, streams=replace(program.streams, records=records))
+
+
+def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(
+    streaming: Compilation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Tuning] = []
+
+    class Kernel:
+        program, tuning = streaming.program, Tuning(4, 0, 1400)
+
+        def keep_tuning(self) -> None:
+            kept.append(self.tuning)
+
+    kernel = Kernel()
+    lm: Any = SimpleNamespace(kernel=kernel, model=SimpleNamespace(device=torch.device("cpu")), decode_on=None)
+    monkeypatch.setattr(run, "_seconds", lambda *_: abs(kernel.tuning.pace - 900) + abs(kernel.tuning.delay - 1800))
+    wanted = run.Wanted("tiny", "cpu", (20,), 4, 2, "none")
+    run._tune(wanted, lm, time.monotonic() + 60, lambda _: None)
+    assert kept == [kernel.tuning] == [Tuning(4, 900, 1800)]
