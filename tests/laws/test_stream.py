@@ -45,7 +45,7 @@ ROOM = 192
 
 
 def decoding(model: Any) -> tuple[State, Raised]:
-    state = make_state(model, ROOM)
+    state = make_state(model, ROOM, 4)
     return state, raise_sections(model, state, (), 4)[1]
 
 
