@@ -25,7 +25,8 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     if schedule.policy != "static":
         raise PlanError("a streaming worker knows its tasks in advance: it needs the policy static")
     offsets, packs, nbytes = _places(tasks)
-    queues = [[t for t in queue if streaming[tasks.tasks[t].node]] for queue in schedule.queues]
+    computes = [op is not None and op.computes for op in streaming]
+    queues = [[t for t in queue if computes[tasks.tasks[t].node]] for queue in schedule.queues]
     records = [(offsets.get(t, (0, 0))[0], offsets.get(t, (0, 0))[1], bodies[t]) for queue in queues for t in queue]
     input_bytes = max(op.input_bytes(node) for node, op in zip(tasks.graph.nodes, streaming, strict=True) if op)
     beside = FIXED_BYTES + input_bytes
