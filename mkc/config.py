@@ -1,6 +1,7 @@
 """Every environment variable mkc reads, declared once: name, default, meaning. The docs table is made from this."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +61,13 @@ def deadline_ns() -> int:
 def cache_dir() -> Path:
     """Where compiled artefacts are kept."""
     if CACHE_DIR.get():
-        return Path(CACHE_DIR.get()).expanduser()
+        return _path(CACHE_DIR)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mkc"
 
 
 def dump_dir() -> Path | None:
     """Where stages are written, if anywhere."""
-    return Path(DUMP.get()).expanduser() if DUMP.get() else None
+    return _path(DUMP) if DUMP.get() else None
 
 
 def debug() -> bool:
@@ -85,8 +86,15 @@ def _is_on(variable: Variable) -> bool:
     return variable.get() not in ("", "0")
 
 
+def _path(variable: Variable) -> Path:
+    try:
+        return Path(variable.get()).expanduser()
+    except RuntimeError as error:  # a home that is not there
+        raise OptionError(f"{variable.name}={variable.get()!r} is not a folder: {error}") from error
+
+
 def _whole(variable: Variable) -> int:
     text = variable.get()
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
         raise OptionError(f"{variable.name}={text!r} is not a whole number from 1 to 1024")
     return int(text)

@@ -6,13 +6,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mkc.compiler import Compilation
-from mkc.errors import InputError, ModelError
+from mkc.errors import InputError
 from mkc.frontend.convert import Raised
 from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refuse_unsupported
 from mkc.frontend.executable import Executable
+from mkc.frontend.loading import load, outline
 from mkc.frontend.module import options, target_for
 from mkc.ir.program import Words
 from mkc.ir.target import Target
@@ -42,25 +43,25 @@ class CausalLM:
         self._decoder.build()
 
     @staticmethod
-    def from_pretrained(path: str, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu", **given: Any) -> "CausalLM":
-        """A Hugging Face folder or id, unmodified. Code that comes with a model is never run."""
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a causal language model from {path!r}: {error}") from error
+    def from_pretrained(
+        path: str,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: str | torch.device = "cpu",
+        trust_remote_code: bool = False,
+        **given: Any,
+    ) -> "CausalLM":
+        """A Hugging Face folder or id, unmodified, with safetensors weights. Raises ModelError when it cannot be loaded.
+
+        Code that comes with a model runs only with `trust_remote_code`. See docs/security.md.
+        """
+        model, tokenizer = load(path, dtype, trust_remote_code)
         return CausalLM(model.to(device).eval(), tokenizer, **given)
 
     @staticmethod
     def planned(path: str, target: Target, **given: Any) -> "CausalLM":
         """The plan of a Hugging Face folder or id for a machine that need not be here. Only its config is read, no weights."""
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot plan a causal language model from {path!r}: {error}") from error
-        return CausalLM(model.eval(), target=target, **given)
+        return CausalLM(outline(path), target=target, **given)
 
     @property
     def compilation(self) -> Compilation:

@@ -1,19 +1,27 @@
 """The interpreter as a target: what tests compare kernels, plans and orders with. No compiler is needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import nn
 
 from mkc.frontend.convert import Raised, convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.trace import trace
+from mkc.ir.dtype import Array
+from mkc.ir.graph import Graph
 from mkc.ir.target import Target
+from mkc.passes.encode import encode
+from mkc.passes.link import link
+from mkc.passes.place import place
+from mkc.passes.schedule import schedule
+from mkc.passes.signal import signal
 from mkc.passes.tile import tile
 from mkc.targets.interpreter import Interpreter
 
@@ -49,3 +57,17 @@ def interpreted(
     compilation = executable.compilation
     executable.kernel = Interpreter(compilation.program, [s.tasks for s in compilation.sections], order)
     return executable
+
+
+def computed(graph: Graph, target: Target, values: Mapping[str, Array], order: Random | None = None) -> dict[str, Array]:
+    """What the caller's memory holds after a run of the graph, by name. Values are rounded to the tensors' types."""
+    plan = schedule(signal(link(tile(place(graph), target))), target)
+    program = encode([plan])
+    tensors = {t.storage.name: t for node in graph.nodes for t in (*node.inputs, *node.outputs)}
+    memory = [np.zeros(slot.nbytes, np.uint8) for slot in program.slots]
+    for slot, words in zip(program.slots, memory, strict=True):
+        if slot.name in values:
+            words[:] = np.ascontiguousarray(tensors[slot.name].dtype.encode(values[slot.name])).reshape(-1).view(np.uint8)
+    Interpreter(program, [plan.events.tasks], order).run(memory, [1])
+    named = {slot.name: words for slot, words in zip(program.slots, memory, strict=True) if slot.name in tensors}
+    return {name: tensors[name].dtype.decode(words.view(tensors[name].dtype.bits)) for name, words in named.items()}

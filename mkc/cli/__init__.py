@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from typer.core import TyperGroup
 
@@ -162,7 +163,7 @@ def _fastest(trace: Callable[[], Words]) -> Words:
 
 def _progress(doing: str) -> Status:
     """A line on a terminal's stderr that moves while something takes its time."""
-    return Console(stderr=True).status(doing)
+    return Console(stderr=True).status(escape(doing))
 
 
 def _columns(rows: list[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import StaticLayer
 from mkc import config
 from mkc.errors import ModelError
 from mkc.frontend.convert import Raised, convert
+from mkc.frontend.loading import refuse_beyond_memory
 from mkc.frontend.trace import trace
 
 
@@ -64,9 +65,12 @@ def make_state(model: PreTrainedModel, room: int, chunk: int) -> State:
     config, device = model.config.get_text_config(), model.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rows = -(-room // chunk) * chunk
+    layers = config.num_hidden_layers
+    refuse_beyond_memory(2 * layers * heads * rows * width * model.dtype.itemsize, device, f"caches for {room} tokens take")
     caches = [
-        torch.zeros(1, heads, -(-room // chunk) * chunk, width, dtype=model.dtype, device=device)
-        for _ in range(2 * config.num_hidden_layers)
+        torch.zeros(1, heads, rows, width, dtype=model.dtype, device=device)
+        for _ in range(2 * layers)
     ]
     return State(torch.zeros(4 + room, dtype=torch.int64, device=device), tuple(caches))
 

@@ -1,6 +1,5 @@
 """Raised graphs -> Executable. A built kernel with torch's memory bound to its slots: no copies, pointers only."""
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 from mkc import config
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import InputError
+from mkc.forks import Lock
 from mkc.frontend.convert import Raised, torch_dtype
 from mkc.frontend.packing import packed
 from mkc.frontend.trace import Attribute, UserInput
@@ -34,7 +34,7 @@ class Executable:
         self.compilation: Compilation = compile_graphs([r.graph for r in raised], target, policy)
         dump(self.compilation)
         self.launches = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._attributes: list[torch.Tensor] = []  # live tensors of the module, by the slots below
         self._owned: list[torch.Tensor] = []  # constants and the arena, kept alive
         self._slots = self.compilation.program.slots

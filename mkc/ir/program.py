@@ -34,8 +34,14 @@ SECTION = np.dtype(
     ]
 )
 OPERAND = np.dtype([("slot", "<u4"), ("offset", "<u8")])
-ENTRY = np.dtype([("task", TASK), ("operands", "<u8", (MAX_OPERANDS,))])
-STREAM = np.dtype([("offset", "<u8"), ("slots", "<u4"), ("body", "<u4")])
+ENTRY = np.dtype(
+    [
+        ("task", TASK),
+        ("operands", "<u8", (MAX_OPERANDS,)),
+        *((name, "<u4") for name in "hops early index padding".split()),
+    ]
+)
+STREAM = np.dtype([("offset", "<u8"), *((name, "<u4") for name in "slots body place early".split())])
 LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
 REPORT = np.dtype(
     [
@@ -108,6 +114,8 @@ class Streams:
 
     records: Words  # STREAM
     bounds: Words  # uint32, where each worker's records begin and end
+    hops: Words  # uint32, for each place in a queue: exchanges from the worker's last sums to the task's input
+    early: Words  # bool, likewise: compute warps may begin before the input has come
     packs: tuple[Pack, ...]
     nbytes: int  # of packed memory
     ring_slots: int

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from mkc.ir.builder import Builder
 from mkc.ir.cost import cut
 from mkc.ir.dtype import Array
-from mkc.ir.expr import Arg, Call, Const, Expr
+from mkc.ir.expr import Arg, Call, Const, Expr, substitute
 from mkc.ir.graph import Node, Tensor
 from mkc.ir.target import Target
 from mkc.ir.tiling import Split, TileMap, Tiling
 from mkc.ops import Op
 from mkc.ops._epilogue import along_output, finish, stored
+from mkc.ops.elementwise import apply
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
@@ -43,12 +44,22 @@ OP = Op("linear", "Linear", tile, reference, stored, flops, stores=True)
 def product(b: Builder, x: Tensor, w: Tensor, bias: Tensor | None = None, epilogue: Expr | None = None) -> Tensor:
     """x [..., k] times w [n, k] transposed, plus bias [n]."""
     *lead, k = x.shape
+    if k == 1:
+        return _outer(b, x, w, bias, epilogue)
     flat = b.reshape(x, (x.layout.numel // k, k))
     shape = (flat.shape[0], w.shape[0])
     extras = () if bias is None else (bias.view(bias.layout.expand(shape)),)
     plain: Expr = Arg(0) if bias is None else Call("add", (Arg(0), Arg(1)))
     y = b.emit("linear", (flat, w, *extras), shape, epilogue=epilogue or plain)
     return b.reshape(y, (*lead, w.shape[0]))
+
+
+def _outer(b: Builder, x: Tensor, w: Tensor, bias: Tensor | None, epilogue: Expr | None) -> Tensor:
+    """x [..., 1] times w [n, 1]: nothing to sum up."""
+    row = w.view(w.layout.squeeze(1))
+    total: Expr = epilogue or (Arg(0) if bias is None else Call("add", (Arg(0), Arg(1))))
+    expr = substitute(total, lambda arg: Arg(arg.index + 1) if arg.index else Call("mul", (Arg(0), Arg(1))))
+    return apply(b, expr, (x, row, *(() if bias is None else (bias,))), (*x.shape[:-1], *row.shape))
 
 
 def _linear(b: Builder, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

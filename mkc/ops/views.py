@@ -90,8 +90,13 @@ def _unbind(b: Builder, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
 
 
 def _cat(b: Builder, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Each part is copied into its slice; `fuse` lets the producer of a part write there in the first place."""
-    dim = _dim(tensors[0], dim)
+    """Each part is copied into its slice; `fuse` lets the producer of a part write there in the first place. A tensor
+    beside itself is one copy."""
+    first, dim = tensors[0], _dim(tensors[0], dim)
+    if len(tensors) > 1 and all(t == first for t in tensors):
+        apart = first.layout.unsqueeze(dim)
+        shape = (*apart.shape[:dim], len(tensors), *apart.shape[dim + 1 :])
+        return b.reshape(first.view(apart.expand(shape)), b.shape)
     out = b.new(b.shape, b.dtype, "cat")
     at = 0
     for part in tensors:

@@ -9,7 +9,7 @@ from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
 from mkc.ops.decode_attention import BLOCK
-from mkc.ops.rms_norm import gain
+from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
 DEPTHS = (64, 96, 128, 256)
@@ -136,7 +136,7 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
     absorbed, angles, factor, eps = list[int](), tuple[Tensor, ...](), None, 0.0
     read = list[tuple[Tensor, int]]()
     number = _step(uses, tensor, reader, "rotary")
-    if number is not None and uses.nodes[number]["epilogue"] == Arg(0):
+    if number is not None and uses.nodes[number]["epilogue"] in (Arg(0), ROUNDED):
         tensor, *tables = uses.nodes[number].inputs
         lines = [line for t in tables if (line := _line(t))]
         if len(lines) != 2:

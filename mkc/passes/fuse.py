@@ -1,7 +1,7 @@
 """Graph -> Graph. Fewer, larger operators: patterns become operators, elementwise work moves into its producer or consumer."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mkc.ir.expr import Arg, Call, Const, Expr, size, substitute
@@ -12,6 +12,9 @@ from mkc.ops import patterns, registry
 
 MAX_OPERANDS = 12
 MAX_CALLS = 48  # of one expression; operands used twice are written twice, so chains could grow without end
+QUICK = frozenset("add sub mul neg to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
+FEW_CALLS = 4  # of quick functions, which are made again for each reader sooner than handed over
+LINE = 64  # bytes that come together
 
 
 def fuse(graph: Graph) -> Graph:
@@ -40,7 +43,7 @@ def _with_some_producer(program: "_Program", number: int, node: Node) -> tuple[i
         assert first is not None
         if not program.may_move(producer, number):
             continue
-        for merge in (_into_producer, _into_consumer):
+        for merge in (_into_producer, _into_consumer) if program.is_read_once(first) else (_into_consumer,):
             merged = merge(first, node)
             if merged and _is_sound(merged) and _is_reasonable(merged):
                 return producer, number, merged
@@ -84,20 +87,36 @@ def _into_consumer(first: Node, then: Node) -> Node | None:
         return None
     if made.dtype.is_float and made.dtype.itemsize < 4 and not then.output.dtype.is_float:
         return None  # what decides an integer or a truth is rounded as torch rounds it
-    into = _frame_onto(made, uses[0])
-    mine = [into(t) for t in first.inputs]
-    operands = tuple(dict.fromkeys([*(t for t in reads if t.storage != made.storage), *(t for t in mine if t)]))
-    if None in mine:
+    seen = _as_consumer_sees(first, uses[0]), reads, then.output
+    mine, reads, output = seen if seen[0] or extras else _as_producer_sees(first, then, uses)
+    if not mine:
         return None
-    inner = substitute(_expr(first, "expr"), lambda arg: Arg(operands.index(_present(mine[arg.index]))))
+    operands = tuple(dict.fromkeys([*(t for t in reads if t.storage != made.storage), *mine]))
+    inner = substitute(_expr(first, "expr"), lambda arg: Arg(operands.index(mine[arg.index])))
     places = [inner if t.storage == made.storage else Arg(operands.index(t)) for t in reads]
     expr = substitute(outer, lambda arg: places[arg.index])
-    return _with(then, (*operands, *extras), then.output, expr=expr)
+    return _with(then, (*operands, *extras), output, expr=expr)
 
 
-def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+def _as_consumer_sees(first: Node, use: Tensor) -> tuple[Tensor, ...]:
+    """The producer's operands in the shape of its consumer, or none where that cannot be."""
+    into = _frame_onto(first, use)
+    return _all(into(t) for t in first.inputs)
+
+
+def _as_producer_sees(first: Node, then: Node, uses: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    """The producer's operands, and those of an elementwise consumer and its output in the producer's shape."""
+    back = _frame_of(first.output, uses) if then.op == "elementwise" else None
+    output = back and back(then.output)
+    reads = _all(back(t) for t in then.inputs) if back else ()
+    return (first.inputs, reads, output) if reads and output else ((), (), then.output)
+
+
+def _all(tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
+    """All of them, or none."""
+    found = tuple(tensors)
+    there = tuple(t for t in found if t is not None)
+    return there if len(there) == len(found) else ()
 
 
 def _with(node: Node, inputs: tuple[Tensor, ...], output: Tensor, path: str | None = None, **attrs: Attr) -> Node:
@@ -154,19 +173,38 @@ def _frame_of(made: Tensor, uses: list[Tensor]) -> Frame | None:
     return frame
 
 
-def _frame_onto(made: Tensor, use: Tensor) -> Frame:
-    """How tensors of the producer's shape look in the consumer's."""
-    if not _is_all_of(use.layout, made.layout):
+def _frame_onto(first: Node, use: Tensor) -> Frame:
+    """How tensors of the producer's shape look in the consumer's, which may repeat what is quickly made."""
+    once = _unrepeated(use.layout) if _is_quick(first) else use.layout
+    if not _is_all_of(once, first.output.layout):
         return lambda tensor: None
-    order = _storage_order(use.layout)
-    sorted_shape: Shape = tuple(use.shape[d] for d in order)
+    order = _storage_order(once)
+    sorted_shape: Shape = tuple(once.shape[d] for d in order)
     back = tuple(order.index(d) for d in range(len(order)))
 
     def frame(tensor: Tensor) -> Tensor | None:
         layout = tensor.layout.reshape(sorted_shape)
-        return None if layout is None else tensor.view(layout.permute(back))
+        return None if layout is None else tensor.view(layout.permute(back).expand(use.shape))
 
     return frame
+
+
+def _unrepeated(layout: Layout) -> Layout:
+    """The layout without repetitions: extents of one where the stride is zero."""
+    pairs = zip(layout.shape, layout.strides, strict=True)
+    return replace(layout, shape=tuple(n if step else 1 for n, step in pairs))
+
+
+def _is_quick(node: Node) -> bool:
+    """True when computing elements again is worth no more than reading them: few operations, and no more bytes."""
+    if node.op != "elementwise" or not _calls(_expr(node, "expr")) <= QUICK or size(_expr(node, "expr")) > FEW_CALLS:
+        return False
+    return sum(min(t.nbytes, t.storage.nbytes) for t in node.inputs) <= max(node.output.nbytes, LINE)
+
+
+def _calls(expr: Expr) -> set[str]:
+    """The functions that the expression calls."""
+    return {expr.fn}.union(*map(_calls, expr.args)) if isinstance(expr, Call) else set()
 
 
 def _is_all_of(use: Layout, made: Layout) -> bool:
@@ -207,13 +245,18 @@ class _Program:
             self.writers[tensor.storage].discard(number)
 
     def producer(self, tensor: Tensor) -> int | None:
-        """The only node that writes this arena storage, when it has one output and one reader."""
+        """The only node that writes this arena storage, when it has one output, and one reader unless it is quick."""
         storage = tensor.storage
-        if storage.kind is not Kind.ARENA or len(self.writers[storage]) != 1 or len(self.readers[storage]) != 1:
+        if storage.kind is not Kind.ARENA or len(self.writers[storage]) != 1:
             return None
         (number,) = self.writers[storage]
         node = self.nodes[number]
-        return number if node is not None and len(node.outputs) == 1 else None
+        if node is None or len(node.outputs) != 1:
+            return None
+        return number if self.is_read_once(node) or _is_quick(node) else None
+
+    def is_read_once(self, node: Node) -> bool:
+        return len(self.readers[node.output.storage]) == 1
 
     def may_move(self, number: int, later: int) -> bool:
         """True when nothing from `number` up to `later` writes what the node reads."""
@@ -222,9 +265,13 @@ class _Program:
         return not any(number < w < later for t in node.inputs for w in self.writers[t.storage])
 
     def replace(self, first: int, then: int, merged: Node) -> None:
-        self._leave(first)
+        """The producer stays for those who still read it."""
+        node = self.nodes[first]
+        assert node is not None
+        if self.is_read_once(node):
+            self._leave(first)
+            self.nodes[first] = None
         self._leave(then)
-        self.nodes[first] = None
         self.nodes[then] = merged
         self._enter(then, merged)
 

@@ -1,17 +1,16 @@
 """Schedule -> Streams. What each worker's loaders bring: the weights of its tasks, in the order of its queue."""
 
-from itertools import accumulate
-
 import numpy as np
 
 from mkc.errors import PlanError
+from mkc.ir.graph import Graph, Kind, Storage
 from mkc.ir.program import ENTRY, STREAM, Pack, Streams
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ops import registry
 
 SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
 SLOT_FRAGMENTS = 4  # of each compute warp
-FIXED_BYTES = 32 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
+FIXED_BYTES = 64 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 LEAST_SLOTS = 6
 
@@ -25,9 +24,21 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     if schedule.policy != "static":
         raise PlanError("a streaming worker knows its tasks in advance: it needs the policy static")
     offsets, packs, nbytes = _places(tasks)
-    computes = [op is not None and op.computes for op in streaming]
-    queues = [[t for t in queue if computes[tasks.tasks[t].node]] for queue in schedule.queues]
-    records = [(offsets.get(t, (0, 0))[0], offsets.get(t, (0, 0))[1], bodies[t]) for queue in queues for t in queue]
+    depths = _depths(tasks.graph)
+    records: list[tuple[int, ...]] = []
+    bounds, hops, early = [0], [], []
+    for queue in schedule.queues:
+        last, follows = None, False  # the node that this worker last streamed, and whether that was just now
+        for place, t in enumerate(queue):
+            node = tasks.tasks[t].node
+            hops.append(1 if last is None else max(1, depths[node] - depths[last]))
+            early.append(follows and not schedule.waits[t])
+            op = streaming[node]
+            follows = op is not None and op.computes
+            if follows:
+                records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1]))
+                last = node
+        bounds.append(len(records))
     input_bytes = max(op.input_bytes(node) for node, op in zip(tasks.graph.nodes, streaming, strict=True) if op)
     beside = FIXED_BYTES + input_bytes
     ring_slots = (schedule.target.scratch_bytes - STATIC_BYTES - beside) // (SLOT_BYTES + 16)
@@ -35,13 +46,25 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with worker='portable'")
     return Streams(
         records=np.array(records, STREAM),
-        bounds=np.array([0, *accumulate(map(len, queues))], np.uint32),
+        bounds=np.array(bounds, np.uint32),
+        hops=np.array(hops, np.uint32),
+        early=np.array(early, np.bool_),
         packs=packs,
         nbytes=nbytes,
         ring_slots=ring_slots,
         input_bytes=input_bytes,
         shared_bytes=ring_slots * (SLOT_BYTES + 16) + beside,
     )
+
+
+def _depths(graph: Graph) -> list[int]:
+    """How many exchanges of published words lie before each node."""
+    depth: dict[Storage, int] = {}
+    depths = []
+    for node in graph.nodes:
+        depths.append(max((depth.get(t.storage, -1) + 1 for t in node.inputs), default=0))
+        depth |= {t.storage: depths[-1] for t in node.outputs if t.storage.kind is Kind.WORDS}
+    return depths
 
 
 def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...], int]:

@@ -11,6 +11,7 @@ from mkc.ir.program import Program
 from mkc.ir.target import Target
 from mkc.paths import TEMPLATES
 
+_NOT_IN_COMMENTS = re.compile(r"[^\w .,:;<>()\[\]{}=+*%#@!'|&-]")
 _INCLUDE = re.compile(r"^#include <(mkc/[^>]+)>\n", re.MULTILINE)
 
 
@@ -39,7 +40,7 @@ def render(program: Program, target: Target, name: str = "megakernel", summary: 
         target=target,
         program=program,
         headers=sorted({body.header for body in program.bodies}),
-        summary=[line.rstrip() for line in summary.splitlines()],
+        summary=[line.rstrip() for line in summary.split("\n")] if summary else [],
     )
     return Source(text, lay_in(text), language)
 
@@ -70,9 +71,19 @@ def render_template(name: str, **values: object) -> str:
     return _environment().get_template(name).render(**values)
 
 
+def comment(value: object) -> str:
+    """Text that ends a `//` comment nowhere and begins nothing in it: names of models and functions are the user's."""
+    return _NOT_IN_COMMENTS.sub("_", str(value))
+
+
+def drawable(text: str) -> str:
+    """Text without the characters that XML has no way to write, escaped or not."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -80,6 +91,8 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=lambda name: name is not None and name.endswith((".html.j2", ".svg.j2")),
     )
+    environment.filters |= {"comment": comment, "drawable": drawable}
+    return environment
 
 
 @cache

@@ -22,7 +22,7 @@ WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whate
 
 def stream(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
-    for rewrite in (_narrow, _products, _norms, _gates, _neighbours):
+    for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
     return _publish(without_dead_nodes(choose(attend(graph, target), target)))
 
@@ -36,11 +36,11 @@ def _narrow(graph: Graph) -> Graph:
     narrow: dict[Storage, Storage] = {}
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
-        expr = epilogue(node)
-        if node.op == "linear" and isinstance(expr, Call) and expr.fn == "to_float32" and _may_narrow(uses, node):
-            storage = node.output.storage
-            narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
-            changes[number] = _with(node, epilogue=expr.args[0])
+        match epilogue(node):
+            case Call("to_float32", (expr,)) if node.op == "linear" and _is_stream(node) and _may_narrow(uses, node):
+                storage = node.output.storage
+                narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
+                changes[number] = _with(node, epilogue=expr)
 
     def view(t: Tensor) -> Tensor:
         return Tensor(DType.BF16, t.layout, narrow[t.storage]) if t.storage in narrow else t

@@ -14,6 +14,7 @@ def summarise(schedules: Sequence[Schedule], program: Program) -> str:
         tasks = schedule.events.tasks
         ops = Counter(node.op for node in tasks.graph.nodes)
         kinds = ", ".join(f"{count} {op}" for op, count in sorted(ops.items()))
-        lines.append(f"section {number}, {tasks.graph.name}: {kinds}")
+        name = " ".join(tasks.graph.name.split())  # the user's, and so anything
+        lines.append(f"section {number}, {name}: {kinds}")
         lines.append(f"  {len(tasks.tasks)} tasks, {schedule.policy}, {schedule.predicted_ns / 1e3:.1f} us a step predicted")
     return "\n".join(lines)

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
+from mkc.forks import Lock
 from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
 from mkc.passes.render import Source
@@ -50,7 +50,7 @@ class CpuKernel:
     def __init__(self, program: Program, source: Source) -> None:
         self.program = program
         self.source = source
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._launches = 0  # which seeds the delays of test builds
         self._worker = _load(source.text, _flags(tracing=False)).mkc_worker
         self._counters = np.zeros((program.num_counters, EVENT_STRIDE), np.uint32)

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from mkc import cache as files
 from mkc import config
 from mkc.errors import BuildError, TargetError
+from mkc.forks import Lock
 from mkc.ir.graph import Kind
 from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
@@ -322,7 +322,7 @@ class CudaKernel:
         self.device = device
         self.shared_bytes = program.streams.shared_bytes if program.streams else shared_bytes
         self._chip = _present(device)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._traced: _Loaded | None = None
         self._launches = 0  # which seeds the delays of test builds
         self._addresses: tuple[int, ...] = ()
@@ -359,12 +359,11 @@ class CudaKernel:
             self._traced = self._traced or self._load(trace=True)
             with self._using("trace the kernel"):
                 room = max(steps) * len(self.program.queue)  # every entry of a queue is one task a step
-                stamps = cupy.empty(room * STAMP.itemsize, np.uint8)
+                stamps = cupy.zeros(room * STAMP.itemsize, np.uint8)
                 self._clear("progress")  # whose last word counts stamps
                 self._run(self._traced, addresses, steps, 0, stamps.data.ptr)
-                count = int(self._progress()["task"][-1])
-                copied: Words = stamps[: count * STAMP.itemsize].get().view(STAMP)
-                return copied
+                copied: Words = stamps.get().view(STAMP)
+                return copied[copied["done"] > 0]
 
     def _run(
         self, loaded: _Loaded, addresses: Sequence[int], steps: Sequence[int], stream: int, stamps: int = 0

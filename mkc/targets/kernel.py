@@ -86,6 +86,9 @@ def entries(program: Program, addresses: Words) -> Words:
     made = np.zeros(len(tasks), ENTRY)
     made["task"] = tasks
     made["operands"] = addresses[np.minimum(numbers, len(addresses) - 1)]
+    assert program.streams is not None
+    made["index"] = program.queue
+    made["hops"], made["early"] = program.streams.hops, program.streams.early
     return made
 
 

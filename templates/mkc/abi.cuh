@@ -62,12 +62,18 @@ struct Stamp {  // one execution of a task; times in nanoseconds
 struct Entry {  // a task as a streaming worker meets it, its addresses resolved
   Task task;
   void* operands[kMaxOperands];
+  uint32 hops;   // exchanges between workers from the sums of this one's last stream to the input of this task
+  uint32 early;  // nothing but the order of the queue holds this stream back: compute warps may begin before the input
+  uint32 index;  // into Launch::tasks
+  uint32 padding;
 };
 
 struct Stream {  // the weights of one task, packed in the order in which they are multiplied
   uint64 offset;  // into Launch::packed, bytes
   uint32 slots;   // of the ring that it fills
   uint32 body;
+  uint32 place;  // of the task in its worker's queue
+  uint32 early;
 };
 
 struct Launch {

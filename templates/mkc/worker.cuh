@@ -19,7 +19,6 @@ struct Worker {
   const Launch& l;
   const uint32 id;
   uint32 section = 0, step = 0;
-  uint32 current = 0;  // task, where bodies report on their own
 
   MKC_DEVICE Worker(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
 

@@ -24,10 +24,17 @@ def closure(count: int, before: Callable[[int], Iterable[int]]) -> Order:
 
 
 def by_conflicts(tasks: Tasks, steps: int) -> Order:
-    """Every task after every earlier one that it shares a byte with, unless both only read it."""
+    """Every task after every earlier one that it shares a byte with, unless both only read it, or their node says no."""
     count = len(tasks.tasks)
     disturb = [[_disturb(a, b) for b in tasks.tasks] for a in tasks.tasks]
-    return closure(steps * count, lambda t: (e for e in range(t) if disturb[t % count][e % count]))
+
+    def apart(one: int, other: int) -> bool:
+        first, then = (divmod(t, count) for t in (one, other))
+        node = tasks.tasks[first[1]].node
+        together = first[0] == then[0] and node == tasks.tasks[then[1]].node
+        return together and bool(tasks.tilings) and tasks.tilings[node].apart
+
+    return closure(steps * count, lambda t: (e for e in range(t) if disturb[t % count][e % count] and not apart(t, e)))
 
 
 def _disturb(a: Task, b: Task) -> bool:

@@ -9,6 +9,7 @@ from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.span import Box, span
 from mkc.ir.tasks import Access, Task, Tasks
+from mkc.ir.tiling import Tiling
 
 MEMORIES = ("a", "b", "arena")
 FLAG = Tensor(DType.BOOL, contiguous(()), Storage("a", 64, Kind.STATE))
@@ -47,11 +48,13 @@ def accesses(draw: st.DrawFn, frame: Layout) -> Access:
 
 @st.composite
 def task_lists(draw: st.DrawFn, loops: bool) -> Tasks:
-    """Tasks of up to 6 nodes with random accesses to shared memories. When they loop, a flag may end them."""
+    """Tasks of up to 6 nodes with random accesses to shared memories; some nodes say that their tasks never meet. When
+    they loop, a flag may end them."""
     frame = draw(layouts())
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
     touch = st.lists(accesses(frame), max_size=2).map(tuple)
     tasks = tuple(Task(node, (), draw(touch), draw(touch)) for node, size in enumerate(sizes) for _ in range(size))
     nodes = tuple(Node(f"n{i}", "fake", (), ()) for i in range(len(sizes)))
     graph = Graph(nodes, (), (), loops, FLAG if loops and draw(st.booleans()) else None)
-    return Tasks(graph, (), tasks, tuple(accumulate(sizes, initial=0)))
+    tilings = tuple(Tiling((), (), (), apart=draw(st.booleans())) for _ in sizes)
+    return Tasks(graph, tilings, tasks, tuple(accumulate(sizes, initial=0)))

@@ -50,3 +50,14 @@ def test_shared_indices_go_to_every_task_that_needs_them(groups: int, share: int
     for part in range(axis.parts):
         ((lo, hi),) = TileMap(keys, (Split(0, share),)).at((axis.at(part),))
         assert set(range(lo, hi)) == {head // share for head in range(*axis.at(part))}
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.data())
+def test_a_task_takes_several_indices_for_each_of_its_own(groups: int, each: int, data: st.DataObject) -> None:
+    """As heads of queries along heads of keys."""
+    queries = Tensor(DType.F32, contiguous((groups * each,)), Storage("queries", groups * each * 4, Kind.INPUT))
+    axis = Axis(groups, data.draw(st.integers(1, groups)))
+    for part in range(axis.parts):
+        ((lo, hi),) = TileMap(queries, (Split(0, each=each),)).at((axis.at(part),))
+        assert {head // each for head in range(lo, hi)} == set(range(*axis.at(part)))
+        assert (hi - lo) % each == 0

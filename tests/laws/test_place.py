@@ -1,6 +1,7 @@
 """place: storages that are alive together never share a byte, and the arena holds them all."""
 
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,14 +9,15 @@ from hypothesis import strategies as st
 from mkc.ir.dtype import DType
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import contiguous
-from mkc.passes.place import ALIGNMENT, arena_bytes, place
+from mkc.passes.place import ALIGNMENT, arena_bytes, place, words_bytes
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> Graph:
-    """Nodes that write arena tensors of many sizes at random, and read those that were written."""
+def graphs(draw: st.DrawFn, kinds: Sequence[Kind] = (Kind.ARENA,)) -> Graph:
+    """Nodes that write tensors of many sizes at random, and read those that were written."""
     sizes = draw(st.lists(st.integers(1, 3000), min_size=1, max_size=8))
-    tensors = [Tensor(DType.U8, contiguous((n,)), Storage(f"t{i}", n, Kind.ARENA)) for i, n in enumerate(sizes)]
+    storages = [Storage(f"t{i}", n, draw(st.sampled_from(kinds))) for i, n in enumerate(sizes)]
+    tensors = [Tensor(DType.U8, contiguous((s.nbytes,)), s) for s in storages]
     nodes: list[Node] = []
     for number in range(draw(st.integers(1, 10))):
         written = list(dict.fromkeys(t for node in nodes for t in node.outputs))
@@ -55,3 +57,12 @@ def test_placing_moves_storages_and_changes_nothing_else(graph: Graph) -> None:
 def test_the_arena_is_no_larger_than_all_storages_side_by_side(graph: Graph) -> None:
     placed = place(graph)
     assert arena_bytes(placed) <= sum(-(-s.nbytes // ALIGNMENT) * ALIGNMENT for s in lives(placed))
+
+
+@given(graphs(kinds=(Kind.ARENA, Kind.WORDS)))
+def test_words_share_with_nobody(graph: Graph) -> None:
+    placed = place(graph)
+    words = sorted((s for s in placed.storages if s.kind is Kind.WORDS), key=lambda s: s.base)
+    assert all(a.base + a.nbytes <= b.base for a, b in pairwise(words))
+    assert all(s.base % ALIGNMENT == 0 and s.base + s.nbytes <= words_bytes(placed) for s in words)
+    assert len(placed.storages) == len(graph.storages)

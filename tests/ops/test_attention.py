@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from numerics import FLOATS, assert_as_torch, assert_reference_agrees
+from numerics import FLOATS, assert_as_torch, assert_close_to_float64, assert_reference_agrees
 from oracle import machine
 from torch import nn
 
@@ -61,15 +61,50 @@ def test_a_row_that_sees_no_key_is_zero():
     assert fast(q, k, k, hides, adds)[0][:, :, 1].abs().max() == 0
 
 
-def test_blocks_of_keys_that_no_row_sees_are_not_read():
-    q, k = heads(1, 4, 1, 32), heads(1, 2, 256, 32)
-    fast = mkc.compile(grouped, (q, k, k, torch.ones(1, 1, 1, 256, dtype=torch.bool)), fallback="error")
-    for first, last in [(0, 0), (0, 1), (63, 64), (17, 240), (255, 256)]:
-        number = torch.arange(256)[None, None, None]
-        mask, far = (number >= first) & (number < last), (number < first - 16) | (number >= last + 16)
-        torch.testing.assert_close(
-            fast(q, *[k.masked_fill(far.mT, torch.nan)] * 2, mask), grouped(q, k, k, mask)
-        )
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("rows", "count", "depth"), [(1, 256, 32), (5, 256, 24), (1, 700, 64), (3, 700, 64)])
+def test_keys_that_no_row_sees_are_not_read(dtype, adds, rows, count, depth):
+    """Not even those of a block that is partly seen: zero times what is not a number is not a number."""
+    q, k = heads(1, 4, rows, depth, dtype), heads(1, 2, count, depth, dtype)
+    fast = assert_as_torch(grouped, q, k, k, _mask(torch.ones(1, 1, 1, count, dtype=torch.bool), adds, dtype))
+    number = torch.arange(count)[None, None, None]
+    for first, last in [(0, 1), (63, 64), (17, 240), (count - 1, count), (5, 6)]:
+        sees = (number >= first) & (number < last)
+        unseen = k.masked_fill(~sees.mT, torch.nan)
+        assert_close_to_float64(fast(q, unseen, unseen, _mask(sees, adds, dtype)), grouped, q, k, k, _mask(sees, adds, dtype))
+    nothing = fast(q, torch.full_like(k, torch.nan), torch.full_like(k, torch.nan), _mask(number < 0, adds, dtype))
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+def _mask(sees, adds, dtype):
+    return torch.zeros(sees.shape).masked_fill(~sees, -torch.inf).to(dtype) if adds else sees
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("room", [40, 700])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_a_cache_is_read_up_to_the_last_key_and_not_beyond(dtype, room, rows):
+    """Behind it lies NaN, as it may in memory that was never written."""
+
+    def step(q, keys, values, position, new):
+        at = torch.arange(rows) + position
+        keys.index_copy_(2, at, new)
+        values.index_copy_(2, at, new)
+        return grouped(q, keys, values, torch.arange(room)[None, None, None] <= at[None, None, :, None])
+
+    q, new = heads(1, 4, rows, 32, dtype), heads(1, 2, rows, 32, dtype)
+    caches = [torch.full((1, 2, room, 32), torch.nan, dtype=dtype) for _ in range(2)]
+    fast = mkc.compile(step, (q, *caches, torch.tensor([0]), new), target=machine(5), fallback="error")
+    known = torch.zeros(1, 2, room, 32, dtype=dtype)
+    for position in (0, 1, 15, 16, 17, room - rows):
+        known[:, :, :position] = heads(1, 2, position, 32, dtype)
+        keys = [known.clone(), known.clone()]
+        for cache in keys:
+            cache[:, :, position:] = torch.nan
+        got = fast(q, *keys, torch.tensor([position]), new)
+        assert torch.isfinite(got).all()
+        assert_close_to_float64(got, lambda q, new: step(q, known.to(q), known.to(q), position, new), q, new)  # noqa: B023
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

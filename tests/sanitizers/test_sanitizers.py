@@ -105,6 +105,24 @@ def test_a_step_outside_is_seen(tmp_path: Path) -> None:
     assert "heap-buffer-overflow" in said
 
 
+FAULTY = {
+    "shift exponent 40 is too large": "volatile int by = 40; volatile int moved = 1 << by; (void)moved;",
+    "signed integer overflow": "volatile int most = 0x7FFFFFFF; volatile int more = most + 1; (void)more;",
+    "misaligned address": "static char bytes[8]; int* volatile odd = reinterpret_cast<int*>(bytes + 1); *odd = 1;",
+}
+
+
+@pytest.mark.parametrize("said", FAULTY)
+def test_undefined_behaviour_is_seen(said: str, tmp_path: Path) -> None:
+    """So that no report from UBSan means something."""
+    made, words = looping("static", count=1, size=5)
+    page = made.source.complete.replace("    switch (body) {", f"    {FAULTY[said]}\n    switch (body) {{")
+    assert page != made.source.complete
+    faulty = replace(made, source=replace(made.source, complete=page))
+    reported, _ = replayed(made.program, built(faulty, FAULTS, tmp_path), words, [1], launches=1)
+    assert said in reported
+
+
 def test_every_wait_that_matters_is_missed_as_a_race(tmp_path: Path) -> None:
     """So the test above can fail. A wait matters when without it some conflict is left unordered."""
     made, words = looping("static", count=1, size=5)

@@ -323,3 +323,17 @@ def test_a_device_is_asked_for_its_facts():
     assert target.scratch_bytes >= 48 << 10
     with pytest.raises(TargetError, match="there is no GPU 99"):
         cuda.target(99)
+
+
+@on_gpu
+@pytest.mark.parametrize("wrong", [-51, 50, 2**40])
+def test_an_index_outside_is_reported_and_the_next_run_is_right(wrong):
+    import torch
+
+    import mkc
+
+    table, ids = torch.randn(50, 100).cuda(), torch.tensor([3, 7]).cuda()
+    fast = mkc.compile(lambda i, t: torch.nn.functional.embedding(i, t), (ids, table), fallback="error")
+    with pytest.raises(mkc.OutOfRangeError, match=rf"index {wrong} is outside of a dimension of 50"):
+        fast(torch.tensor([3, wrong]).cuda(), table)
+    assert torch.equal(fast(ids, table), table[ids])

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -61,12 +62,35 @@ def test_a_forked_child_gets_threads_of_its_own() -> None:
     assert torch.equal(run(x), first)
 
 
+def test_a_fork_waits_for_the_launches_of_other_threads() -> None:
+    """Else the child would have half a launch, and locks that nobody in it releases."""
+    kernels = [kernel(3), kernel(7, "dynamic")]
+    firsts, stop = [run(x) for run, x, _ in kernels], Event()
+
+    def launch(number: int) -> None:
+        while not stop.is_set():
+            kernels[number][0](kernels[number][1])
+
+    with ThreadPoolExecutor(2) as threads:
+        busy = [threads.submit(launch, number) for number in range(2)]
+        children = []
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                right = all(torch.equal(run(x), first) for (run, x, _), first in zip(kernels, firsts, strict=True))
+                os._exit(0 if right else 1)
+            children.append(_exit_code(child))
+        stop.set()
+        assert [future.result() for future in busy] == [None, None]
+    assert children == [0] * 20
+
+
 def _exit_code(child: int) -> int:
-    for _ in range(300):
+    for _ in range(3000):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.1)
+        time.sleep(0.01)
     os.kill(child, 9)
     os.waitpid(child, 0)
     return -1

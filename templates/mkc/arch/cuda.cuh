@@ -125,6 +125,11 @@ MKC_DEVICE float pow(float x, float y) { return ::powf(x, y); }
 MKC_DEVICE float log(float x) { return ::logf(x); }
 MKC_DEVICE float abs(float x) { return ::fabsf(x); }
 MKC_DEVICE float exp(float x) { return ::expf(x); }
+MKC_DEVICE float inverse(float x) {  // to one unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 MKC_DEVICE float tanh(float x) { return ::tanhf(x); }
 MKC_DEVICE float erf(float x) { return ::erff(x); }
 

@@ -126,6 +126,7 @@ MKC_DEVICE float exp(float x) {
 }
 
 // after Cephes tanhf: a polynomial near zero, exponentials elsewhere
+MKC_DEVICE float inverse(float x) { return 1.0f / x; }
 MKC_DEVICE float tanh(float x) {
   const float a = abs(x), z = x * x;
   float p = -5.70498872745e-3f;

@@ -62,6 +62,7 @@ MKC_DEVICE Pack fold_four(Pack a, Pack b, Pack c, Pack d) {
 template <class T, int Width, int Widest, int Run, int Least, int Ahead>
 struct Strip {
   static constexpr int kSlots = 1, kDeep = kPack, kHeld = Width, kPacked = Width / kPack * kPack;
+  static constexpr T kNoRow[Width] = {};
   const T* row;
 
   MKC_DEVICE static int slot() { return 0; }
@@ -75,9 +76,9 @@ struct Strip {
 #pragma GCC ivdep
     for (int j = 0; j < kDeep; ++j) f(j);
   }
-  // row `number` of `count`, or any row of them
+  // row `number` of `count`, or zeros
   MKC_DEVICE void read(const T* first, long long step, int number, int count) {
-    row = first + (number < count ? number : count - 1) * step;
+    row = number < count ? first + number * step : kNoRow;
   }
   MKC_DEVICE float at(int held) const { return widen(row[held]); }
 

@@ -154,6 +154,7 @@ MKC_DEVICE Quad load_quad(const void* p) {  // memory that other workers may wri
 // the full count. Stores and loads are relaxed: a word validates itself, and nothing else is ordered by it.
 constexpr float kScaled = 1.0842021724855044e-19f, kUnscaled = 9.223372036854775808e18f;  // 2^-63, 2^63
 constexpr uint32 kUseBits = 0x40004000u;
+constexpr float kLeast = -1e30f;  // a score that counts for nothing, and that words can carry
 
 MKC_DEVICE uint32 use_bits(uint32 use) { return (use & 1) << 14 | (use & 2) << 29; }
 struct alignas(16) TwoWords {

@@ -57,20 +57,25 @@ struct Pool {
 };
 
 Pool* pool = nullptr;
+std::mutex making;
 
-void forget() { pool = nullptr; }  // a forked child has none of the parent's threads
+// A fork waits until nobody makes the pool, and the child, which has none of the parent's threads, makes its own. That
+// nobody is inside a launch either is for the caller to see to: mkc/forks.py.
+void hold() { making.lock(); }
+void release() { making.unlock(); }
+void forget() {
+  pool = nullptr;
+  making.unlock();
+}
 
 }  // namespace
 
 extern "C" void mkc_pool_run(Worker worker, const void* launch, unsigned workers) {
-  static std::mutex making;
-  {
-    std::lock_guard guard(making);
-    if (pool == nullptr) {
-      static const int once = pthread_atfork(nullptr, nullptr, forget);
-      (void)once;
-      pool = new Pool;  // never freed: its threads live as long as the process
-    }
-  }
-  pool->run(worker, launch, workers);
+  static const int once = pthread_atfork(hold, release, forget);
+  (void)once;
+  making.lock();
+  if (pool == nullptr) pool = new Pool;  // never freed: its threads live as long as the process
+  Pool* const mine = pool;
+  making.unlock();
+  mine->run(worker, launch, workers);
 }

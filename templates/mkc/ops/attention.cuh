@@ -135,20 +135,22 @@ struct AttentionBy {
   MKC_DEVICE void look(const Rows& rows, const float (&query)[M][KeyStrip::kHeld], const T* key, const T* value,
                        Range keys, Softmax<M>& state) const {
     float weight[M][kDeep], shrink[M];  // weights are scores first
-    bool any = false;
+    bool any = false, wanted[kDeep];    // by some row: what no row sees is not read, since zero times NaN is NaN
     KeyStrip::ahead([&](int j) {
       const int at = keys.begin + j * kSlots + KeyStrip::slot();
+      wanted[j] = false;
       MKC_UNROLL
       for (int i = 0; i < M; ++i) {
         weight[i][j] = at < keys.end ? limits_of(rows, i, at) : -kInf;
-        any |= weight[i][j] != -kInf;
+        wanted[j] |= weight[i][j] != -kInf;
       }
+      any |= wanted[j];
     });
     if (kMasked && !team_any(any)) return;
     KeyStrip key_strip[kDeep];
     ValueStrip value_strip[kDeep];
     KeyStrip::ahead([&](int j) {
-      const int at = keys.begin + j * kSlots + KeyStrip::slot();
+      const int at = !kMasked || wanted[j] ? keys.begin + j * kSlots + KeyStrip::slot() : keys.end;
       key_strip[j].read(key, K::step(2), at, keys.end);
       value_strip[j].read(value, V::step(2), at, keys.end);
     });

@@ -21,13 +21,11 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
   static constexpr int kTotals = kTops + kComputeWarps * kGroup * 4;
-  static constexpr float kNone = -1e30f;
 
   struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
     int head, split, position, cached;
     bool appends;
-    MKC_DEVICE Where(void* const* p, const Range* r) : head(r[0].begin), split(r[1].begin) {
-      const long long at = *static_cast<const volatile long long*>(p[7]);
+    MKC_DEVICE Where(const Range* r, int64 at) : head(r[0].begin), split(r[1].begin) {
       position = static_cast<int>(at < 0 ? -1 : at < Room ? at : Room);
       appends = position >= 0 && position < Room;
       cached = position < 0 ? 0 : position;
@@ -41,9 +39,8 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // ---- the compute part: keys and values come from memory while q is still on its way
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    meet(kTaskBegins, kBothThreads);
-    const Entry& entry = c.entry();
-    const Where where(entry.operands, entry.task.ranges);
+    const Entry& entry = c.begin();
+    const Where where(entry.task.ranges, c.position(entry.operands[7]));
     const bf16* const keys = Cache(entry.operands[2]).data + where.head * Step0;
     const bf16* const values = Cache(entry.operands[3]).data + where.head * Step0;
     const auto [warp, g, t] = c.place();
@@ -65,20 +62,27 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         for (int j = 0; j < D / 64; ++j) v[u][j] = row < where.cached ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
       }
     };
+    float out[D / 8][2] = {}, top = kLeast, total = 0.0f;
     int tile = warp, first = where.first(tile);
-    if (first < count) load_keys(first), load_values(first);
-    meet(kInputReady, kBothThreads);
-    float out[D / 8][2] = {}, top = kNone, total = 0.0f;
     MKC_NO_UNROLL
-    while (first < count) {
-      const int next = where.first(tile += kComputeWarps);
-      const bool holds_new = where.appends && first <= where.position && where.position < first + kTile;
-      if (holds_new) {
+    for (bool waited = false;; first = where.first(tile += kComputeWarps)) {
+      if (first < count) load_keys(first), load_values(first);
+      if (!waited) meet(kInputReady, kBothThreads), waited = true;
+      if (first >= count) break;
+      if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key and value
         MKC_UNROLL
-        for (int u = 0; u < 2; ++u) {
+        for (int j = 0; j < D / 32; ++j) {
+          const Quad row = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
           MKC_UNROLL
-          for (int j = 0; j < D / 32; ++j)
-            if (first + u * 8 + g == where.position) k[u][j] = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
+          for (int u = 0; u < 2; ++u)
+            if (first + u * 8 + g == where.position) k[u][j] = row;
+        }
+        MKC_UNROLL
+        for (int j = 0; j < D / 64; ++j) {
+          const Quad row = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
+          MKC_UNROLL
+          for (int u = 0; u < 4; ++u)
+            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position) v[u][j] = row;
         }
       }
       float s[2][2] = {};
@@ -91,12 +95,11 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
           multiply_upper(s[u], q.z, q.w, k[u][j].z, k[u][j].w);
         }
       }
-      if (next < count) load_keys(next);
       float highest = top;
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const bool seen = first + i / 2 * 8 + 2 * t + i % 2 < count;
-        s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kNone;
+        s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kLeast;
         highest = max(highest, s[i / 2][i % 2]);
       }
       MKC_UNROLL
@@ -106,21 +109,12 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       uint32 p[2];
       MKC_UNROLL
       for (int u = 0; u < 2; ++u) {
-        const float one = s[u][0] > kNone ? exp2(s[u][0] - highest) : 0.0f, two = s[u][1] > kNone ? exp2(s[u][1] - highest) : 0.0f;
+        const float one = s[u][0] > kLeast ? exp2(s[u][0] - highest) : 0.0f, two = s[u][1] > kLeast ? exp2(s[u][1] - highest) : 0.0f;
         p[u] = pair_of(one, two);
         total += low(p[u]) + high(p[u]);
       }
       MKC_UNROLL
       for (int i = 0; i < D / 8; ++i) out[i][0] *= shrink, out[i][1] *= shrink;
-      if (holds_new) {
-        MKC_UNROLL
-        for (int u = 0; u < 4; ++u) {
-          MKC_UNROLL
-          for (int j = 0; j < D / 64; ++j)
-            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position)
-              v[u][j] = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
-        }
-      }
       MKC_UNROLL
       for (int j = 0; j < D / 64; ++j) {
         const uint32 rows[4][4] = {{v[0][j].x, v[0][j].y, v[0][j].z, v[0][j].w}, {v[1][j].x, v[1][j].y, v[1][j].z, v[1][j].w},
@@ -131,8 +125,6 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
           multiply_upper(out[j * 8 + 2 * e + 1], p[0], p[1], __byte_perm(rows[0][e], rows[1][e], 0x7632), __byte_perm(rows[2][e], rows[3][e], 0x7632));
         }
       }
-      if (next < count) load_values(next);
-      first = next;
     }
     MKC_UNROLL
     for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
@@ -153,14 +145,14 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // ---- the talking part
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    sync();  // what lane 0 waited for holds for all
-    const Where where(p, r);
+    const int64 position = talk.position(p[7]);
+    const Where where(r, position);
+    talk.keep_position(p[7], position);
     talk.compute_may_begin();
     if (!where.is_empty()) bring(talk, p, where);
     talk.input_is_ready();
     talk.await_sums();
     publish(talk, p, where);
-    talk.report_misfits();
   }
 
  private:
@@ -175,12 +167,16 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       cos = load_quad(static_cast<const bf16*>(p[10 + 2 * Norm]) + column);
       sin = load_quad(static_cast<const bf16*>(p[11 + 2 * Norm]) + column);
     }
+    Quad gains[Norm ? kPasses : 1];
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses && Norm; ++pass) {
+      const bool of_q = pass * kRows + talk.thread() / kLanes < kGroup;
+      gains[pass] = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column);
+    }
     talk.let_others_finish();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       const int row = pass * kRows + talk.thread() / kLanes;
-      Quad gain{};
-      if (Norm && row <= kGroup) gain = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[row < kGroup ? 10 : 11]) + column);
       const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
                                : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
                                                : V(p[6]).data + (where.head * D + column) / 4;
@@ -191,7 +187,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       eight(values(words), x);
       MKC_UNROLL
       for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
-      if (Norm) normalise(x, gain, row <= kGroup);
+      if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
       if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
       const Quad made = eight(x);
       if (row >= kGroup + 2) continue;
@@ -227,31 +223,31 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   template <class Page>
   MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where) {
     const uint32 base = talk.input;
+    uint32 misfit = 0;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
       const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.head * kGroup + row;
       Four sum = {};
-      float top = kNone, total = 0.0f;
+      float top = kLeast, total = 0.0f;
       if (!where.is_empty()) {
         MKC_UNROLL
         for (int w = 0; w < kComputeWarps; ++w) top = max(top, load_shared_float(base + kTops + (w * kGroup + row) * 4));
-        MKC_UNROLL
-        for (int w = 0; w < kComputeWarps; ++w) {
+        MKC_NO_UNROLL
+        for (int w = 0; w < kComputeWarps && where.first(w) < where.keys(); ++w) {
           const uint32 at = w * kGroup + row;
-          const float seen = load_shared_float(base + kTotals + at * 4);
-          if (seen <= 0.0f) continue;
           const float weight = exp2(load_shared_float(base + kTops + at * 4) - top);
           const Four part = load_shared_four(base + kResults + (at * D + dim) * 4);
-          total += weight * seen;
+          total += weight * load_shared_float(base + kTotals + at * 4);
           MKC_UNROLL
           for (int i = 0; i < 4; ++i) sum.at[i] += weight * part.at[i];
         }
-        const float by = 1.0f / total;
+        const float by = inverse(total);
         MKC_UNROLL
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }
-      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), talk.misfit));
-      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kNone, talk.use));
+      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
+      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use));
     }
+    talk.report(misfit);
   }
 };
 

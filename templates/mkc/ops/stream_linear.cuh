@@ -210,6 +210,7 @@ struct StreamLinear {
     const int word = talk.thread();  // has four outputs of a round
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
     Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    uint32 misfit = 0;
     mkc::Best best;
     float scale = kRaw ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
@@ -220,14 +221,14 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, best);
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
       best = best.of_all(talk);
       if (word == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
-    talk.report_misfits();
+    talk.report(misfit);
   }
 
  private:
@@ -249,7 +250,7 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras,
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit,
                                 mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
@@ -264,7 +265,7 @@ struct StreamLinear {
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
     } else if constexpr (kIsPublished<Y>) {
-      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), talk.misfit));
+      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
     } else {
       const Y out(y);
       MKC_UNROLL
@@ -278,7 +279,6 @@ struct StreamLinear {
     constexpr int kBatch = kColumns <= 6 ? kColumns : kColumns % 6 == 0 ? 6 : 4;
     const X x(p[1]);
     float squares = 0.0f;
-    if constexpr (kIsPublished<X>) talk.let_others_finish();
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBatch * kTalkThreads) {
       Quad gain[kNorm ? kBatch : 1], v[kBatch];
@@ -287,6 +287,7 @@ struct StreamLinear {
         const int column = first + j * kTalkThreads;
         gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
       }
+      if constexpr (kIsPublished<X>) talk.let_others_finish();
       bring<kBatch>(talk, x, first, v);
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
@@ -313,17 +314,15 @@ struct StreamLinear {
   MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
     const uint32 bits = use_bits(talk.use);
     TwoWords words[Count];
-    const auto look = [&](int j) {
-      const int column = first + j * kTalkThreads;
-      words[j] = column < Depth / 8 ? load_words(x.data + 2 * column) : TwoWords{bits, bits};
-    };
     MKC_UNROLL
-    for (int j = 0; j < Count; ++j) look(j);
+    for (int j = 0; j < Count; ++j) words[j] = first + j * kTalkThreads < Depth / 8 ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
       for (int j = 0; j < Count; ++j)
-        if (!is_of(words[j], bits)) all = false, look(j);
+        if (!is_of(words[j], bits)) words[j] = load_words(x.data + 2 * (first + j * kTalkThreads));
+      MKC_UNROLL
+      for (int j = 0; j < Count; ++j) all &= is_of(words[j], bits);
       return all;
     });
     MKC_UNROLL
@@ -338,71 +337,64 @@ struct StreamLinear {
     }
   }
 
-  // ---- an attention's output, merged from the splits of its keys
+  // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
   template <class Page>
   MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
-    constexpr int kTogether = kColumns <= 1 ? 8 : kColumns <= 2 ? 4 : 2, kBoth = kColumns <= 4 ? kColumns : 4;
+    constexpr int kBoth = kColumns <= 2 ? kColumns : 2, kTogether = 2;
     const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
-    const long long position = *static_cast<const volatile long long*>(p[3]);
-    const int blocks = static_cast<int>(position / 64) + 1, splits = blocks < Merge ? blocks : Merge;
+    const int64 blocks = talk.position(p[3]) / 64 + 1;
+    const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
     const uint32 bits = use_bits(talk.use);
     talk.let_others_finish();
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
       float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
       MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) top[j] = -1e30f, weight[j] = 0.0f;
+      for (int j = 0; j < kBoth; ++j) top[j] = kLeast, weight[j] = 0.0f;
       MKC_NO_UNROLL
       for (int from = 0; from < splits; from += kTogether) {
         TwoWords v[kBoth][kTogether];
         uint64 e[kBoth][kTogether];
-        const auto wanted = [&](int j, int s) { return first + j * kTalkThreads < Depth / 8 && from + s < splits; };
         talk.poll([&] {
           bool all = true;
           MKC_UNROLL
           for (int j = 0; j < kBoth; ++j) {
-            const int column = first + j * kTalkThreads, head = column / (Depth / Heads / 8);
+            const int column = first + j * kTalkThreads;
             MKC_UNROLL
             for (int s = 0; s < kTogether; ++s) {
-              v[j][s] = wanted(j, s) ? load_words(parts + (from + s) * (Depth / 4) + 2 * column) : TwoWords{bits, bits};
-              e[j][s] = wanted(j, s) ? load_word(lse + (from + s) * Heads + head) : word_of(-1e30f, talk.use);
+              const bool wanted = column < Depth / 8 && from + s < splits;
+              const int split = wanted ? from + s : 0, place = wanted ? column : 0;
+              v[j][s] = load_words(parts + split * (Depth / 4) + 2 * place);
+              e[j][s] = load_word(lse + split * Heads + place / (Depth / Heads / 8));
+              if (!wanted) e[j][s] = word_of(kLeast, static_cast<uint32>(e[j][s]));
             }
           }
           MKC_UNROLL
-          for (int j = 0; j < kBoth; ++j) {
-            MKC_UNROLL
-            for (int s = 0; s < kTogether; ++s) all &= is_of(v[j][s], bits) && static_cast<uint32>(e[j][s]) == talk.use;
-          }
+          for (int i = 0; i < kBoth * kTogether; ++i)
+            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
           return all;
         });
         MKC_UNROLL
         for (int j = 0; j < kBoth; ++j) {
-          float highest = top[j];
-          MKC_UNROLL
-          for (int s = 0; s < kTogether; ++s) highest = max(highest, __uint_as_float(static_cast<uint32>(e[j][s] >> 32)));
-          const float shrink = exp2(top[j] - highest);
-          top[j] = highest, weight[j] *= shrink;
-          MKC_UNROLL
-          for (int i = 0; i < 8; ++i) sum[j][i] *= shrink;
           MKC_UNROLL
           for (int s = 0; s < kTogether; ++s) {
-            const float part = exp2(__uint_as_float(static_cast<uint32>(e[j][s] >> 32)) - highest);
+            const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
+            const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
             float value[8];
             eight(values(v[j][s]), value);
-            weight[j] += part;
+            top[j] = highest, weight[j] = weight[j] * shrink + part;
             MKC_UNROLL
-            for (int i = 0; i < 8; ++i) sum[j][i] += part * value[i];
+            for (int i = 0; i < 8; ++i) sum[j][i] = sum[j][i] * shrink + part * value[i];
           }
         }
       }
       MKC_UNROLL
       for (int j = 0; j < kBoth; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column >= kPadded / 8) break;
-        const float by = weight[j] > 0.0f ? kUnscaled / weight[j] : 0.0f;
+        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
         MKC_UNROLL
-        for (int i = 0; i < 8; ++i) sum[j][i] *= by;
-        store_shared(talk.input + column * 16, eight(sum[j]));
+        for (int i = 0; i < 8; ++i) sum[j][i] = column < Depth / 8 ? sum[j][i] * by : 0.0f;
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(sum[j]));
       }
     }
     talk.input_is_ready();
