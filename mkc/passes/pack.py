@@ -33,7 +33,8 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
             node = tasks.tasks[t].node
             hops.append(1 if last is None else max(1, depths[node] - depths[last]))
             early.append(follows and not schedule.waits[t])
-            follows = bool(streaming[node])
+            op = streaming[node]
+            follows = op is not None and op.computes
             if follows:
                 records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1]))
                 last = node
