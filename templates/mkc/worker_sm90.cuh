@@ -14,9 +14,6 @@ constexpr int kBlockThreads = kBothThreads + kLoadWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
 constexpr int kComputeRegisters = 168, kTalkRegisters = 144, kLoadRegisters = 32;
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kLoadWarps * kLoadRegisters == 65536);
-// What is run once for each task has left the instruction cache when its turn comes, and fetching it would stand between
-// two workers. So while a worker has to wait it goes through the same code, with whatever there is: the first of two turns.
-#define kRehearsed opaque(2)  // turns; the compiler must not know, or it would write the code twice
 constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
 constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
 constexpr int kEntries = 4;  // tasks held in shared memory: this one and the next

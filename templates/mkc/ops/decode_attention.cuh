@@ -65,17 +65,10 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     float out[D / 8][2] = {}, top = kLeast, total = 0.0f;
     int tile = warp, first = where.first(tile);
     MKC_NO_UNROLL
-    for (uint32 turn = 0;; ++turn) {  // the first is a rehearsal: its results are thrown away
-      if (turn == 1) {
-        meet(kInputReady, kBothThreads);
-        MKC_UNROLL
-        for (int i = 0; i < D / 8; ++i) out[i][0] = out[i][1] = 0.0f;
-        top = kLeast, total = 0.0f;
-      } else {
-        if (turn) first = where.first(tile += kComputeWarps);
-        if (first < count) load_keys(first), load_values(first);
-      }
-      if (turn && first >= count) break;
+    for (bool waited = false;; first = where.first(tile += kComputeWarps)) {
+      if (first < count) load_keys(first), load_values(first);
+      if (!waited) meet(kInputReady, kBothThreads), waited = true;
+      if (first >= count) break;
       if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key and value
         MKC_UNROLL
         for (int j = 0; j < D / 32; ++j) {
@@ -156,15 +149,10 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     const Where where(r, position);
     talk.keep_position(p[7], position);
     talk.compute_may_begin();
-    MKC_NO_UNROLL
-    for (uint32 real = 0; real < kRehearsed; ++real) {
-      if (real) {
-        if (!where.is_empty()) bring(talk, p, where);
-        talk.input_is_ready();
-        talk.await_sums();
-      }
-      publish(talk, p, where, real);
-    }
+    if (!where.is_empty()) bring(talk, p, where);
+    talk.input_is_ready();
+    talk.await_sums();
+    publish(talk, p, where);
   }
 
  private:
@@ -185,31 +173,28 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       const bool of_q = pass * kRows + talk.thread() / kLanes < kGroup;
       gains[pass] = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column);
     }
-    MKC_NO_UNROLL
-    for (uint32 real = 0; real < kRehearsed; ++real) {
-      if (real) talk.let_others_finish();
+    talk.let_others_finish();
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = pass * kRows + talk.thread() / kLanes;
+      const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
+                               : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
+                                               : V(p[6]).data + (where.head * D + column) / 4;
+      TwoWords words{bits, bits};
+      if (row < kGroup + 2) talk.poll([&] { return is_of(words = load_words(from), bits); });
+      __syncwarp();
+      float x[8];
+      eight(values(words), x);
       MKC_UNROLL
-      for (int pass = 0; pass < kPasses; ++pass) {
-        const int row = pass * kRows + talk.thread() / kLanes;
-        const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
-                                 : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
-                                                 : V(p[6]).data + (where.head * D + column) / 4;
-        TwoWords words{bits, bits};
-        if (real && row < kGroup + 2) talk.poll([&] { return is_of(words = load_words(from), bits); });
-        __syncwarp();
-        float x[8];
-        eight(values(words), x);
-        MKC_UNROLL
-        for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
-        if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
-        if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
-        const Quad made = eight(x);
-        if (row >= kGroup + 2) continue;
-        store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + column * 2, made);
-        if (real && row >= kGroup && where.owns_new()) {
-          bf16* const cache = Cache(p[row == kGroup ? 2 : 3]).data + where.head * Step0 + where.position * Step1;
-          *reinterpret_cast<Quad*>(cache + column) = made;
-        }
+      for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
+      if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
+      if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
+      const Quad made = eight(x);
+      if (row >= kGroup + 2) continue;
+      store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + column * 2, made);
+      if (row >= kGroup && where.owns_new()) {
+        bf16* const cache = Cache(p[row == kGroup ? 2 : 3]).data + where.head * Step0 + where.position * Step1;
+        *reinterpret_cast<Quad*>(cache + column) = made;
       }
     }
   }
@@ -236,7 +221,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   }
   // what the compute warps found, weighed against each other
   template <class Page>
-  MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where, bool real) {
+  MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where) {
     const uint32 base = talk.input;
     uint32 misfit = 0;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
@@ -259,10 +244,8 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         MKC_UNROLL
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }
-      uint32 unfit = 0;
-      const uint64 made = word_of(sum, use_bits(talk.use), unfit);
-      if (real) store_word(Parts(p[0]).data + (head * D + dim) / 4, made), misfit |= unfit;
-      if (real && dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use));
+      store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
+      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use));
     }
     talk.report(misfit);
   }

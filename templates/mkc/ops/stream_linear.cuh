@@ -75,28 +75,21 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
-  if constexpr (P::kHeld) {
-    MKC_NO_UNROLL
-    for (uint32 real = 0; real < kRehearsed; ++real) {
-      if (real) meet(kInputReady, kBothThreads);
-      Inputs<F, F> x;
-      x.take(input, 0);
-      Sums s[Tiles];
-      MKC_UNROLL
-      for (int t = 0; t < Tiles; ++t) s[t].clear();
-      MKC_UNROLL
-      for (int f = 0; f < F; ++f) {
-        MKC_UNROLL
-        for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
-      }
-      MKC_UNROLL
-      for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder && real);
-    }
-    arrive(kSumsReady, kBothThreads);
-    return;
-  }
   meet(kInputReady, kBothThreads);
-  if constexpr (P::kWhole) {
+  if constexpr (P::kHeld) {
+    Inputs<F, F> x;
+    x.take(input, 0);
+    Sums s[Tiles];
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].clear();
+    MKC_UNROLL
+    for (int f = 0; f < F; ++f) {
+      MKC_UNROLL
+      for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
+    }
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder);
+  } else if constexpr (P::kWhole) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
     Inputs<F, F> x;
     if (kKept) x.take(input, 0);
@@ -215,22 +208,21 @@ struct StreamLinear {
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int word = talk.thread();  // has four outputs of a round
+    const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
     Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kRaw ? kUnscaled : 1.0f;
+    if constexpr (Merge > 0) merge(talk, p);
+    else scale = input(talk, p, scale);
+    if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
-    for (int round = -1, n = r[0].begin + word * 4; round < P::kRounds; ++round) {  // the first of them is a rehearsal
-      if (round == 0) {
-        if constexpr (Merge > 0) merge(talk, p);
-        else scale = input(talk, p, scale);
-      }
-      const bool mine = word < P::kRound * kOutputs / 4 && n < r[0].end, real = round >= 0;
-      if (real && mine) extras.read(talk, p + 2, n);
-      if (real) talk.await_sums();
-      if (mine) finish(talk, p[0], word, n, scale, extras, real, misfit, best);
-      if (real && round + 1 < P::kRounds) talk.sums_are_taken();
-      if (real) n += P::kRound * kOutputs;
+    for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
+      const int n = first + word * 4;
+      if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
+      talk.await_sums();
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit, best);
+      if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
       best = best.of_all(talk);
@@ -258,8 +250,8 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, bool real,
-                                uint32& misfit, mkc::Best& best) {
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit,
+                                mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
       const Four other = total(talk, word * 32 + 16, scale);
@@ -271,13 +263,10 @@ struct StreamLinear {
     }
     if constexpr (Best > 0) {
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i)
-        if (real) best.see(v.at[i], n + i);
+      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
     } else if constexpr (kIsPublished<Y>) {
-      uint32 unfit = 0;
-      const uint64 made = word_of(v, use_bits(talk.use), unfit);
-      if (real) store_word(Y(y).data + n / 4, made), misfit |= unfit;
-    } else if (real) {
+      store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
+    } else {
       const Y out(y);
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) store(out(0, n + i), v.at[i]);
@@ -291,46 +280,42 @@ struct StreamLinear {
     const X x(p[1]);
     float squares = 0.0f;
     MKC_NO_UNROLL
-    for (uint32 real = 0; real < kRehearsed; ++real) {
-      squares = 0.0f;
-      MKC_NO_UNROLL
-      for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBatch * kTalkThreads) {
-        Quad gain[kNorm ? kBatch : 1], v[kBatch];
-        MKC_UNROLL
-        for (int j = 0; j < kBatch && kNorm; ++j) {
-          const int column = first + j * kTalkThreads;
-          gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
-        }
-        if (kIsPublished<X> && real) talk.let_others_finish();
-        bring<kBatch>(talk, x, first, v, real);
-        MKC_UNROLL
-        for (int j = 0; j < kBatch; ++j) {
-          const int column = first + j * kTalkThreads;
-          if (column >= kPadded / 8) break;
-          if constexpr (kNorm) {
-            float value[8], by[8];
-            eight(v[j], value), eight(gain[j], by);
-            MKC_UNROLL
-            for (int i = 0; i < 8; ++i) {
-              if (kIsPublished<X>) value[i] *= kUnscaled;
-              squares += value[i] * value[i], value[i] *= by[i];
-            }
-            v[j] = eight(value);
-          }
-          store_shared(talk.input + column * 16, v[j]);
-        }
+    for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBatch * kTalkThreads) {
+      Quad gain[kNorm ? kBatch : 1], v[kBatch];
+      MKC_UNROLL
+      for (int j = 0; j < kBatch && kNorm; ++j) {
+        const int column = first + j * kTalkThreads;
+        gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
       }
-      if (real) talk.input_is_ready();
+      if constexpr (kIsPublished<X>) talk.let_others_finish();
+      bring<kBatch>(talk, x, first, v);
+      MKC_UNROLL
+      for (int j = 0; j < kBatch; ++j) {
+        const int column = first + j * kTalkThreads;
+        if (column >= kPadded / 8) break;
+        if constexpr (kNorm) {
+          float value[8], by[8];
+          eight(v[j], value), eight(gain[j], by);
+          MKC_UNROLL
+          for (int i = 0; i < 8; ++i) {
+            if (kIsPublished<X>) value[i] *= kUnscaled;
+            squares += value[i] * value[i], value[i] *= by[i];
+          }
+          v[j] = eight(value);
+        }
+        store_shared(talk.input + column * 16, v[j]);
+      }
     }
+    talk.input_is_ready();
     if constexpr (kNorm) scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
     return scale;
   }
   template <int Count, class Page, class S, class D>
-  MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count], bool real) {
+  MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
     const uint32 bits = use_bits(talk.use);
     TwoWords words[Count];
     MKC_UNROLL
-    for (int j = 0; j < Count; ++j) words[j] = real && first + j * kTalkThreads < Depth / 8 ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
+    for (int j = 0; j < Count; ++j) words[j] = first + j * kTalkThreads < Depth / 8 ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
@@ -344,7 +329,7 @@ struct StreamLinear {
     for (int j = 0; j < Count; ++j) v[j] = values(words[j]);
   }
   template <int Count, class Page, class S, class D>
-  MKC_DEVICE static void bring(Talk<Page>&, View<bf16, S, D> x, int first, Quad (&v)[Count], bool) {
+  MKC_DEVICE static void bring(Talk<Page>&, View<bf16, S, D> x, int first, Quad (&v)[Count]) {
     MKC_UNROLL
     for (int j = 0; j < Count; ++j) {
       const int column = first + j * kTalkThreads;
@@ -360,62 +345,59 @@ struct StreamLinear {
     const int64 blocks = talk.position(p[3]) / 64 + 1;
     const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
     const uint32 bits = use_bits(talk.use);
+    talk.let_others_finish();
     MKC_NO_UNROLL
-    for (uint32 real = 0; real < kRehearsed; ++real) {
-      if (real) talk.let_others_finish();
+    for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
+      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) top[j] = kLeast, weight[j] = 0.0f;
       MKC_NO_UNROLL
-      for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
-        float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
-        MKC_UNROLL
-        for (int j = 0; j < kBoth; ++j) top[j] = kLeast, weight[j] = 0.0f;
-        MKC_NO_UNROLL
-        for (int from = 0; from < splits; from += kTogether) {
-          TwoWords v[kBoth][kTogether];
-          uint64 e[kBoth][kTogether];
-          talk.poll([&] {
-            bool all = true;
-            MKC_UNROLL
-            for (int j = 0; j < kBoth; ++j) {
-              const int column = first + j * kTalkThreads;
-              MKC_UNROLL
-              for (int s = 0; s < kTogether; ++s) {
-                const bool wanted = real && column < Depth / 8 && from + s < splits;
-                const int split = wanted ? from + s : 0, place = wanted ? column : 0;
-                v[j][s] = load_words(parts + split * (Depth / 4) + 2 * place);
-                e[j][s] = load_word(lse + split * Heads + place / (Depth / Heads / 8));
-                if (!wanted) e[j][s] = word_of(kLeast, static_cast<uint32>(e[j][s]));
-              }
-            }
-            MKC_UNROLL
-            for (int i = 0; i < kBoth * kTogether; ++i)
-              all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
-            return all || !real;
-          });
+      for (int from = 0; from < splits; from += kTogether) {
+        TwoWords v[kBoth][kTogether];
+        uint64 e[kBoth][kTogether];
+        talk.poll([&] {
+          bool all = true;
           MKC_UNROLL
           for (int j = 0; j < kBoth; ++j) {
+            const int column = first + j * kTalkThreads;
             MKC_UNROLL
             for (int s = 0; s < kTogether; ++s) {
-              const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
-              const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
-              float value[8];
-              eight(values(v[j][s]), value);
-              top[j] = highest, weight[j] = weight[j] * shrink + part;
-              MKC_UNROLL
-              for (int i = 0; i < 8; ++i) sum[j][i] = sum[j][i] * shrink + part * value[i];
+              const bool wanted = column < Depth / 8 && from + s < splits;
+              const int split = wanted ? from + s : 0, place = wanted ? column : 0;
+              v[j][s] = load_words(parts + split * (Depth / 4) + 2 * place);
+              e[j][s] = load_word(lse + split * Heads + place / (Depth / Heads / 8));
+              if (!wanted) e[j][s] = word_of(kLeast, static_cast<uint32>(e[j][s]));
             }
           }
-        }
+          MKC_UNROLL
+          for (int i = 0; i < kBoth * kTogether; ++i)
+            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
+          return all;
+        });
         MKC_UNROLL
         for (int j = 0; j < kBoth; ++j) {
-          const int column = first + j * kTalkThreads;
-          const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
           MKC_UNROLL
-          for (int i = 0; i < 8; ++i) sum[j][i] = column < Depth / 8 ? sum[j][i] * by : 0.0f;
-          if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(sum[j]));
+          for (int s = 0; s < kTogether; ++s) {
+            const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
+            const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
+            float value[8];
+            eight(values(v[j][s]), value);
+            top[j] = highest, weight[j] = weight[j] * shrink + part;
+            MKC_UNROLL
+            for (int i = 0; i < 8; ++i) sum[j][i] = sum[j][i] * shrink + part * value[i];
+          }
         }
       }
-      if (real) talk.input_is_ready();
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) {
+        const int column = first + j * kTalkThreads;
+        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
+        MKC_UNROLL
+        for (int i = 0; i < 8; ++i) sum[j][i] = column < Depth / 8 ? sum[j][i] * by : 0.0f;
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(sum[j]));
+      }
     }
+    talk.input_is_ready();
   }
 };
 
