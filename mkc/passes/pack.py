@@ -10,7 +10,7 @@ from mkc.ops import registry
 
 SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
 SLOT_FRAGMENTS = 4  # of each compute warp
-FIXED_BYTES = 64 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
+FIXED_BYTES = 64 + 8 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 LEAST_SLOTS = 6
 

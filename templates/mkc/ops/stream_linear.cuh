@@ -205,6 +205,12 @@ struct StreamLinear {
     multiply_tiles<Tiles, Fragments>(c);
   }
 
+  // Two tasks earlier: what only this task reads is seldom near.
+  template <class Page>
+  MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range*) {
+    if (Norm && talk.thread() < Depth / 64) fetch_ahead(static_cast<const bf16*>(p[2]) + talk.thread() * 64);
+  }
+
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int word = talk.thread();  // has four outputs of a round
