@@ -5,9 +5,9 @@
 
 namespace mkc {
 
-constexpr int kMaxAxes = 6;
-constexpr int kMaxSections = 4;
-constexpr int kEventStride = 16;  // counters, in uint32: one cache line each
+inline constexpr int kMaxAxes = 6;
+inline constexpr int kMaxSections = 4;
+inline constexpr int kEventStride = 16;  // counters, in uint32: one cache line each
 
 struct Range {
   int32 begin, end;

@@ -9,6 +9,7 @@
 #define MKC_DEVICE inline __attribute__((always_inline))
 #define MKC_BODY inline __attribute__((noinline))  // one function each: a page in one function compiles badly
 #define MKC_NOINLINE inline __attribute__((noinline))
+#define MKC_CONSTEXPR constexpr  // computed by the compiler
 #define MKC_UNROLL _Pragma("GCC unroll 16")
 
 namespace mkc {
