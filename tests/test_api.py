@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 import mkc
 from mkc import targets
 from mkc.frontend.dynamo import backend
+from mkc.targets import cpu
 
 
 class Residual(nn.Module):
@@ -282,16 +282,22 @@ def test_compositions_of_torchs_own_modules_are_traced_symbolically(monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++")
-def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = subprocess.run(["clang++", "--version"], capture_output=True, text=True, check=True).stdout
-    version = int(said.split("clang version ")[1].split(".")[0])
+def test_clang_builds_pages_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "clang++")
-    x = torch.randn(3, 7)
-    if version < 18:
-        with pytest.raises(mkc.TargetError, match=f"clang {version}"):
-            mkc.compile(lambda t: t.exp() * 5.25, x)
-    else:
-        same(mkc.compile(lambda t: t.exp() * 5.25, x)(x), x.exp() * 5.25)
+    def attend(t: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(t, t, t)
+
+    x, model = torch.randn(3, 70), nn.Sequential(nn.LayerNorm(70), nn.Linear(70, 5), nn.GELU()).eval()
+    same(mkc.compile(model, x)(x), model(x))
+    same(mkc.compile(lambda t: (t * 0.17).half() + 5, x)(x), (x * 0.17).half() + 5)
+    rows = torch.randn(1, 2, 9, 16)
+    same(mkc.compile(attend, rows)(rows), attend(rows))
+
+
+def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_version", lambda _: "Ubuntu clang version 11.0.1")
+    with pytest.raises(mkc.TargetError, match="clang 11; the CPU target needs"):
+        cpu.compiler()
 
 
 def test_a_model_that_was_not_planned_to_loop_is_not_repeated() -> None:
