@@ -168,6 +168,16 @@ def test_torch_compile_finds_the_backend_and_shapes_may_change() -> None:
         same(fast(x), reference(x))
 
 
+def test_the_backend_runs_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = torch.fx.symbolic_trace(nn.ReLU().eval()), torch.randn(3)
+    same(backend(graph, [x], options={"target": targets.named("cpu", workers=2)})(x), x.relu())
+    with pytest.raises(mkc.InputError, match="target 'cuda' cannot run"):
+        backend(graph, [x], options={"target": "cuda"})
+    monkeypatch.setenv("MKC_TARGET", "cuda")
+    with pytest.raises(mkc.InputError, match="target 'cuda' cannot run"):
+        backend(graph, [x])
+
+
 def test_what_nobody_claims_is_reported_and_can_be_refused() -> None:
     model, x = Residual(running=True).eval(), torch.randn(3, 100)
     fast = mkc.compile(model, x)
