@@ -322,3 +322,10 @@ def test_the_task_graph_can_be_analysed_with_networkx() -> None:
     graph = fast.to_networkx()
     assert len(graph) == len(fast.tasks.tasks.tasks)
     assert list(graph.edges) == [(0, 1)]
+
+
+def test_the_graph_of_operators_can_be_analysed_with_networkx() -> None:
+    fast = mkc.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(2, 8))
+    graph = fast.graph.to_networkx()
+    assert [op for _, op in graph.nodes(data="op")] == ["linear", "elementwise", "linear"]
+    assert [nbytes for *_, nbytes in graph.edges(data="nbytes")] == [64, 64]
