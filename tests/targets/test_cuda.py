@@ -115,6 +115,12 @@ def test_a_named_architecture_needs_no_gpu():
     assert cuda.target(arch="sm_80", workers=7).workers == 7
 
 
+def test_more_teams_than_scratch_memory_holds_are_refused():
+    target = dataclasses.replace(cuda.target(arch="sm_90a"), lanes=512)
+    with pytest.raises(BuildError, match="no room for so many teams"):
+        cuda.compile_cubin(compile_graphs([mlp()], target).source.complete, "sm_90a")
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(TargetError, match=r"sm_70.*sm_80, sm_86"):
         cuda.target(arch="sm_70")
