@@ -31,7 +31,7 @@ def access(tensor: Tensor, box: Box) -> Access:
     if storage.kind is not Kind.ARENA:
         return Access(storage.name, span(tensor.layout, box, itemsize))
     local = span(tensor.layout, box, itemsize)
-    return Access(ARENA, Span(local.start + storage.base, local.stop + storage.base, local.run, local.levels))
+    return Access(ARENA, Span(local.start + storage.start, local.stop + storage.start, local.run, local.levels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def place(graph: Graph) -> Graph:
 
 def arena_bytes(graph: Graph) -> int:
     """How large the arena of a placed graph is."""
-    return max((_aligned(s.base + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
+    return max((_aligned(s.start + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
 
 
 @dataclass(slots=True)
