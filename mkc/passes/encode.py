@@ -140,7 +140,7 @@ class _Words:
         if key not in self.slots:
             self.numbers[key] = len(self.slots)
             self.slots[key] = Slot.of(storage, section)
-        self.operands.append((self.numbers[key], storage.base + tensor.layout.offset * tensor.dtype.itemsize))
+        self.operands.append((self.numbers[key], storage.start + tensor.layout.offset * tensor.dtype.itemsize))
         return len(self.operands) - 1
 
     def program(self, workers: int, streams: Streams | None) -> Program:
