@@ -1,7 +1,7 @@
 """Graphs -> Compilation. The compiler is a sentence: fuse, (stream,) place, tile, link, signal, schedule, encode, render."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mkc import config
 from mkc.ir.check import check
@@ -46,7 +46,7 @@ class Compilation:
 
 def lower(graph: Graph, target: Target, policy: str = "static") -> Lowering:
     """One graph through all passes but the last two."""
-    fused = stream(fuse(graph), target) if target.streams and policy == "static" else fuse(graph)
+    fused = stream(fuse(graph), target) if target.streams else fuse(graph)
     placed = place(fused)
     tasks = tile(placed, target)
     linked = link(tasks)
@@ -55,7 +55,11 @@ def lower(graph: Graph, target: Target, policy: str = "static") -> Lowering:
 
 
 def compile_graphs(graphs: Sequence[Graph], target: Target, policy: str = "static") -> Compilation:
-    """Graphs that become the sections of one kernel, in this order."""
+    """Graphs that become the sections of one kernel, in this order.
+
+    Weights stream where a worker's whole queue is known in advance: in a kernel of one section, with queues of its own.
+    """
+    target = replace(target, streams=target.streams and len(graphs) == 1 and policy == "static")
     sections = tuple(lower(graph, target, policy) for graph in graphs)
     program = encode([section.schedule for section in sections])
     if config.checks() and not program.streams:  # words that carry their use count are not proved yet

@@ -13,9 +13,10 @@ from torch import nn
 
 from mkc.frontend.convert import Raised, convert
 from mkc.frontend.executable import Executable
+from mkc.frontend.packing import packed
 from mkc.frontend.trace import trace
 from mkc.ir.dtype import Array
-from mkc.ir.graph import Graph
+from mkc.ir.graph import Graph, Kind
 from mkc.ir.target import Target
 from mkc.passes.encode import encode
 from mkc.passes.link import link
@@ -30,7 +31,8 @@ torch.set_num_threads(1)
 
 def machine(workers: int, bytes_per_ns: float = 20.0, streams: bool = False) -> Target:
     """A host on which handing work over costs nothing, so that small tensors are cut too."""
-    return Target("cpu", "any", workers, 1, 32 * 1024, bytes_per_ns, 20.0, task_ns=1.0, event_ns=1.0, streams=streams)
+    scratch = (227 if streams else 32) * 1024  # streams need room for a ring of weights
+    return Target("cpu", "any", workers, 1, scratch, bytes_per_ns, 20.0, task_ns=1.0, event_ns=1.0, streams=streams)
 
 
 @contextmanager
@@ -67,6 +69,12 @@ def computed(graph: Graph, target: Target, values: Mapping[str, Array], order: R
     for slot, words in zip(program.slots, memory, strict=True):
         if slot.name in values:
             words[:] = np.ascontiguousarray(tensors[slot.name].dtype.encode(values[slot.name])).reshape(-1).view(np.uint8)
+        if slot.kind is Kind.PACKED and program.streams:
+            words[:] = packed(program.streams, lambda t: _parameter(values[t.storage.name]), torch.device("cpu")).numpy()
     Interpreter(program, [plan.events.tasks], order).run(memory, [1])
     named = {slot.name: words for slot, words in zip(program.slots, memory, strict=True) if slot.name in tensors}
     return {name: tensors[name].dtype.decode(words.view(tensors[name].dtype.bits)) for name, words in named.items()}
+
+
+def _parameter(values: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(torch.bfloat16)

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import shutil
-import subprocess
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 import mkc
 from mkc import targets
 from mkc.frontend.dynamo import backend
+from mkc.targets import cpu
 
 
 class Residual(nn.Module):
@@ -168,6 +168,16 @@ def test_torch_compile_finds_the_backend_and_shapes_may_change() -> None:
         same(fast(x), reference(x))
 
 
+def test_the_backend_runs_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x = torch.fx.symbolic_trace(nn.ReLU().eval()), torch.randn(3)
+    same(backend(graph, [x], options={"target": targets.named("cpu", workers=2)})(x), x.relu())
+    with pytest.raises(mkc.InputError, match="target 'cuda' cannot run"):
+        backend(graph, [x], options={"target": "cuda"})
+    monkeypatch.setenv("MKC_TARGET", "cuda")
+    with pytest.raises(mkc.InputError, match="target 'cuda' cannot run"):
+        backend(graph, [x])
+
+
 def test_what_nobody_claims_is_reported_and_can_be_refused() -> None:
     model, x = Residual(running=True).eval(), torch.randn(3, 100)
     fast = mkc.compile(model, x)
@@ -294,16 +304,22 @@ def test_compositions_of_torchs_own_modules_are_traced_symbolically(monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++")
-def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = subprocess.run(["clang++", "--version"], capture_output=True, text=True, check=True).stdout
-    version = int(said.split("clang version ")[1].split(".")[0])
+def test_clang_builds_pages_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "clang++")
-    x = torch.randn(3, 7)
-    if version < 18:
-        with pytest.raises(mkc.TargetError, match=f"clang {version}"):
-            mkc.compile(lambda t: t.exp() * 5.25, x)
-    else:
-        same(mkc.compile(lambda t: t.exp() * 5.25, x)(x), x.exp() * 5.25)
+    def attend(t: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(t, t, t)
+
+    x, model = torch.randn(3, 70), nn.Sequential(nn.LayerNorm(70), nn.Linear(70, 5), nn.GELU()).eval()
+    same(mkc.compile(model, x)(x), model(x))
+    same(mkc.compile(lambda t: (t * 0.17).half() + 5, x)(x), (x * 0.17).half() + 5)
+    rows = torch.randn(1, 2, 9, 16)
+    same(mkc.compile(attend, rows)(rows), attend(rows))
+
+
+def test_a_compiler_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_version", lambda _: "Ubuntu clang version 11.0.1")
+    with pytest.raises(mkc.TargetError, match="clang 11; the CPU target needs"):
+        cpu.compiler()
 
 
 def test_a_model_that_was_not_planned_to_loop_is_not_repeated() -> None:
@@ -318,3 +334,10 @@ def test_the_task_graph_can_be_analysed_with_networkx() -> None:
     graph = fast.to_networkx()
     assert len(graph) == len(fast.tasks.tasks.tasks)
     assert list(graph.edges) == [(0, 1)]
+
+
+def test_the_graph_of_operators_can_be_analysed_with_networkx() -> None:
+    fast = mkc.compile(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval(), torch.randn(2, 8))
+    graph = fast.graph.to_networkx()
+    assert [op for _, op in graph.nodes(data="op")] == ["linear", "elementwise", "linear"]
+    assert [nbytes for *_, nbytes in graph.edges(data="nbytes")] == [64, 64]

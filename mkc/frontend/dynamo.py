@@ -7,10 +7,9 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
-from mkc import config, targets
 from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
-from mkc.frontend.module import Compiled
+from mkc.frontend.module import Compiled, target_for
 from mkc.frontend.module import options as read_options
 from mkc.frontend.partition import Segmented
 from mkc.frontend.trace import trace_graph_module
@@ -24,7 +23,7 @@ def backend(
     if not all(isinstance(x, torch.Tensor) and all(isinstance(n, int) for n in x.shape) for x in example_inputs):
         return Compiled(module.forward, chosen)  # sizes are symbols: specialised when they are known
     device = example_inputs[0].device if example_inputs else torch.device("cpu")
-    target = targets.named(device.type, device.index, chosen.workers or config.workers())
+    target = target_for(chosen, device)
     with torch.no_grad(), tracing(None):  # Dynamo's own tracing would make every size of the stand-ins symbolic
         traced = trace_graph_module(module, [_stand_in(x) for x in example_inputs])
     try:

@@ -17,9 +17,9 @@ from mkc.frontend.convert import UnsupportedNode, convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.partition import Fallback, Segmented
 from mkc.frontend.trace import trace
+from mkc.inspect.dataflow import Dataflow
 from mkc.inspect.taskgraph import to_networkx
 from mkc.inspect.why import why
-from mkc.ir.graph import Graph
 from mkc.ir.program import Words
 from mkc.ir.target import Target
 from mkc.ir.tasks import EventGraph, Schedule, TaskGraph
@@ -224,9 +224,9 @@ class Compiled:
         return targets.Assembly(self.compilation.source, self.compilation.target)
 
     @property
-    def graph(self) -> Graph:
-        """The operators, as they came from torch."""
-        return self._lowering.graph
+    def graph(self) -> Dataflow:
+        """The operators, as they came from torch; `graph.to_networkx()` for analysis."""
+        return Dataflow.of(self._lowering.graph)
 
     @property
     def tasks(self) -> TaskGraph:

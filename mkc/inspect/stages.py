@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mkc import config
 from mkc.compiler import Compilation, Lowering
-from mkc.ir.graph import Graph
 
 LEVELS = ("graph", "fused", "placed", "tasks", "links", "events", "schedule")
 
@@ -60,16 +59,8 @@ def _level(section: Lowering, level: str) -> str:
     match level:
         case "links":
             return str(section.linked)
-        case "placed":
-            return "\n".join([str(section.placed), *_places(section.placed)])
         case _:
             return str(getattr(section, level))
-
-
-def _places(graph: Graph) -> list[str]:
-    """Where in the arena, or among the words, each storage lies."""
-    ours = [s for s in graph.storages if s.kind.is_ours]
-    return [f"  {s.name} at {s.kind.value}[{s.base}:{s.base + s.nbytes}]" for s in ours]
 
 
 def _file(name: str, language: str) -> str:

@@ -68,7 +68,7 @@ def _touches(part: Part, patterns: Patterns) -> Iterator[Touch]:
         tensor, storage = tile_map.tensor, tile_map.tensor.storage
         if storage.kind.is_written:
             pattern = patterns.of(part, tile_map)
-            base = storage.base + tensor.layout.offset * tensor.dtype.itemsize
+            base = storage.start + tensor.layout.offset * tensor.dtype.itemsize
             hull = (base + pattern.region.start, base + pattern.region.stop)
             yield Touch(part, tensor, pattern, writes, "" if storage.kind is Kind.ARENA else storage.name, base, hull)
 
@@ -151,7 +151,7 @@ class _Check:
 
     def settled(self, entries: list[_Entry], flag: Tensor) -> None:
         """The flag is read when nobody writes it any more. Nobody writes it before the decision: all tasks await that."""
-        at = flag.storage.base + flag.layout.offset
+        at = flag.storage.start + flag.layout.offset
         for entry in entries:
             touch = entry.touch
             if not touch.writes:

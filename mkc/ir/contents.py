@@ -41,7 +41,7 @@ def _read(program: Program, contents: "_Contents", part: Part, tensor: Tensor, r
 
 
 def _place(storage: Storage, byte: int) -> str:
-    return f"byte {storage.base + byte} of the arena" if storage.kind is Kind.ARENA else storage.name
+    return f"byte {storage.start + byte} of the arena" if storage.kind is Kind.ARENA else storage.name
 
 
 class _Contents:
@@ -57,16 +57,16 @@ class _Contents:
         if storage.kind not in MADE:
             return
         if storage.kind is Kind.ARENA:
-            self._take(storage, storage.base + start + region.start, storage.base + start + region.stop)
+            self._take(storage, storage.start + start + region.start, storage.start + start + region.stop)
         self.held[storage.name] = _union(self.held.get(storage.name, _NOTHING), _runs(region) + start)
 
     def _take(self, storage: Storage, lo: int, hi: int) -> None:
         """Whatever else lies between these bytes of the arena is gone: no two tensors are ever interleaved."""
         self.arena[storage.name] = storage
         for other in list(self.arena.values()):
-            if other.name != storage.name and other.base < hi and lo < other.base + other.nbytes:
+            if other.name != storage.name and other.start < hi and lo < other.start + other.nbytes:
                 self.taken[other.name] = storage.name
-                self.held[other.name] = _without(self.held[other.name], lo - other.base, hi - other.base)
+                self.held[other.name] = _without(self.held[other.name], lo - other.start, hi - other.start)
                 if not len(self.held[other.name]):
                     del self.arena[other.name]
 

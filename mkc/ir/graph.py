@@ -34,12 +34,20 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes with one owner. Names are unique in a graph. `base` places it inside the arena or the words."""
+    """A run of bytes with one owner. Names are unique in a graph. What is ours gets a `base`, its place in the arena or the words."""
 
     name: str
     nbytes: int
     kind: Kind
-    base: int = 0
+    base: int | None = None
+
+    @property
+    def start(self) -> int:
+        """Where it begins in its memory, which is its own unless it lies in the arena."""
+        return self.base or 0
+
+    def __str__(self) -> str:
+        return self.name if self.base is None else f"{self.name}@{self.base}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class Tensor:
         return Tensor(self.dtype, layout, self.storage)
 
     def __str__(self) -> str:
-        return f"{self.storage.name}:{self.dtype}[{self.layout}]"
+        return f"{self.storage}:{self.dtype}[{self.layout}]"
 
 
 @dataclass(frozen=True, slots=True)

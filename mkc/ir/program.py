@@ -91,7 +91,8 @@ class Body:
     header: str
     type: str
     example: str
-    streams: bool = False  # has a part for compute warps
+    streams: bool = False  # knows the streaming worker: it has a part for the warps that talk
+    computes: bool = False  # and one for those that compute
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,13 @@ class Span:
             return False
         if self.is_dense and other.is_dense:
             return True
-        if _same_frame(self, other):
-            return _digits_meet(self, other)
         coarse, fine = (self, other) if _pitch(self) >= _pitch(other) else (other, self)
-        return any(part.meets(fine) for part in _parts_near(coarse, fine))
+        if len(coarse.levels) == 1 and fine.levels in ((), coarse.levels):
+            return _runs_meet(coarse, fine)
+        if _same_frame(coarse, fine):
+            return _digits_meet(coarse, fine)
+        near = _parts_near(coarse, fine)
+        return any(Span(at, at + _reach(coarse), coarse.run, coarse.levels[1:]).meets(fine) for at in near)
 
     def __str__(self) -> str:
         steps = "".join(f" x{count}/{stride}" for stride, count in self.levels)
@@ -73,14 +76,26 @@ def _pitch(span: Span) -> int:
     return span.levels[0][0] if span.levels else 0
 
 
-def _parts_near(coarse: Span, fine: Span) -> list[Span]:
-    """The repeats of the outermost level whose hull meets `fine`."""
-    (stride, count), inner = coarse.levels[0], coarse.levels[1:]
-    reach = coarse.stop - coarse.start - stride * (count - 1)
-    first = max(0, -(-(fine.start - reach + 1 - coarse.start) // stride))
+def _runs_meet(coarse: Span, fine: Span) -> bool:
+    """For one level at most: true when some run of `coarse` meets one of `fine`, so many strides further on or back."""
+    ((stride, count),) = coarse.levels
+    apart = fine.start - coarse.start
+    first = max((apart - coarse.run) // stride + 1, 1 - count if fine.levels else 0)
+    return first * stride < apart + fine.run and first < count
+
+
+def _reach(span: Span) -> int:
+    """The extent of one repeat of the outermost level."""
+    (stride, count), *_ = span.levels
+    return span.stop - span.start - stride * (count - 1)
+
+
+def _parts_near(coarse: Span, fine: Span) -> range:
+    """Where the repeats of the outermost level begin whose hull meets `fine`."""
+    stride, count = coarse.levels[0]
+    first = max(0, -(-(fine.start - _reach(coarse) + 1 - coarse.start) // stride))
     last = min(count - 1, (fine.stop - 1 - coarse.start) // stride)
-    starts = (coarse.start + i * stride for i in range(first, last + 1))
-    return [Span(at, at + reach, coarse.run, inner) for at in starts]
+    return range(coarse.start + first * stride, coarse.start + last * stride + 1, stride)
 
 
 def _same_frame(a: Span, b: Span) -> bool:

@@ -32,7 +32,7 @@ def access(tensor: Tensor, box: Box) -> Access:
     if not storage.kind.is_ours:
         return Access(storage.name, local)
     memory = ARENA if storage.kind is Kind.ARENA else WORDS
-    return Access(memory, Span(local.start + storage.base, local.stop + storage.base, local.run, local.levels))
+    return Access(memory, Span(local.start + storage.start, local.stop + storage.start, local.run, local.levels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,10 +168,10 @@ def _operand(program: Program, number: int, tensor: Tensor, section: int, what: 
     index, offset = program.operands[number].tolist()
     slot, storage = program.slots[index], tensor.storage
     begin, end = _reach(tensor)
-    if not _is_slot_of(program, index, storage, section) or offset != storage.base + begin:
-        raise UnsoundPlan(f"{what} is at byte {offset} of slot {index}, {slot}; {tensor} is at {storage.base + begin} of its own")
-    if begin < 0 or end > storage.nbytes or storage.base < 0 or storage.base + storage.nbytes > slot.nbytes:
-        raise UnsoundPlan(f"{what} is {tensor}, bytes {storage.base + begin} to {storage.base + end} of slot {index}, {slot}")
+    if not _is_slot_of(program, index, storage, section) or offset != storage.start + begin:
+        raise UnsoundPlan(f"{what} is at byte {offset} of slot {index}, {slot}; {tensor} is at {storage.start + begin} of its own")
+    if begin < 0 or end > storage.nbytes or storage.start < 0 or storage.start + storage.nbytes > slot.nbytes:
+        raise UnsoundPlan(f"{what} is {tensor}, bytes {storage.start + begin} to {storage.start + end} of slot {index}, {slot}")
 
 
 def _is_slot_of(program: Program, index: int, storage: Storage, section: int) -> bool:
@@ -179,7 +179,7 @@ def _is_slot_of(program: Program, index: int, storage: Storage, section: int) ->
     if storage.kind is Kind.ARENA:
         return slot.kind is Kind.ARENA and slot.name == ARENA
     own = (slot.name, slot.kind, slot.nbytes, slot.section) == (storage.name, storage.kind, storage.nbytes, section)
-    return own and storage.base == 0
+    return own and storage.start == 0
 
 
 def _reach(tensor: Tensor) -> tuple[int, int]:

@@ -39,16 +39,17 @@ def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """How streaming workers run an operator: its body has a part for the compute warps and one for those that talk.
+    """How streaming workers run an operator: its body has a part for the warps that talk, and one for those that compute.
 
     `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
-    the first, how many, and their depth in fragments (see `passes/pack.py`).
+    the first, how many, and their depth in fragments (see `passes/pack.py`). One that only talks never `computes`.
     """
 
     arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
     input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
     passage: Callable[[Node, Ranges], tuple[int, int, int]] = _no_passage
+    computes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,22 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
     operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
+
+    With `best` every so many outputs leave only an entry of [P, 2]: the best of them, and the bits of where it stands.
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
     end = begin + _count(node)
     x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
     sums = [x @ w[lo:hi].T for w in stacked]
-    return (np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape),)
+    y = np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape)
+    return (_entry(y[0], lo) if best(node) else y,)
+
+
+def _entry(y: Array, first: int) -> Array:
+    """[1, 2]; the first of equals, and NaN before everything."""
+    place = np.argmax(y)
+    return np.array([[y[place], np.int32(first + place).view(np.float32)]], np.float32)
 
 
 def _row(node: Node, ins: Sequence[Array]) -> Array:
@@ -51,16 +60,16 @@ def _merged(parts: Array, lse: Array) -> Array:
 
 def tile(node: Node, target: Target) -> Tiling:
     """One share of the outputs for each worker, always the same worker, so that its weights are one stream."""
-    n = node.output.shape[1]
-    unit = ROWS // 2 if node["gated"] else ROWS
-    axis = Axis(n, min(target.workers, -(-n // unit)), unit)
+    n, unit = _outputs(node), best(node) or (ROWS // 2 if node["gated"] else ROWS)
+    axis = Axis(n, -(-n // unit) if best(node) else min(target.workers, -(-n // unit)), unit)
     columns = (None, Split(0))
+    made = (Split(0, share=unit), None) if best(node) else columns
     imaps = (
         *map(whole, node.inputs[: first_weight(node)]),
         *(TileMap(w, (None, None), 1 / axis.parts) for w in weights(node)),
         *(TileMap(t, columns) for t in extras(node)),
     )
-    return Tiling((axis,), imaps, (TileMap(node.output, columns),), pinned=True)
+    return Tiling((axis,), imaps, (TileMap(node.output, made),), pinned=True)
 
 
 def flops(node: Node) -> float:
@@ -81,6 +90,19 @@ def extras(node: Node) -> tuple[Tensor, ...]:
 def first_weight(node: Node) -> int:
     """How many inputs stand before the weights."""
     return 1 + (_eps(node) > 0) + 2 * bool(node["merge"])
+
+
+def best(node: Node) -> int:
+    """How many outputs share an entry, a task's; 0 when all are stored."""
+    each = node["best"]
+    assert isinstance(each, int)
+    return each
+
+
+def _outputs(node: Node) -> int:
+    """N."""
+    counts = [w.shape[0] for w in weights(node)]
+    return counts[0] if node["gated"] else sum(counts)
 
 
 def _count(node: Node) -> int:
@@ -111,7 +133,7 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     heads = node.inputs[0].shape[1] if node["merge"] else 0
     numbers = (tiles, depth, _depth(node))
     gated, merge = truth(node["gated"]), str(node["merge"])
-    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads))
+    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads), str(best(node)))
 
 
 def input_bytes(node: Node) -> int:

@@ -116,14 +116,16 @@ class _Words:
         views = [m.tensor.cpp for m in _maps(node, tiling)]
         if op.streaming is None:
             return [self._body(node, op.struct, [*op.arguments(node), *views])] * len(tasks)
-        arguments = [op.streaming.arguments(node, task.ranges) for task in tasks]
-        return [self._body(node, op.struct, [*mine, *views], streams=True) for mine in arguments]
+        arguments, computes = [op.streaming.arguments(node, task.ranges) for task in tasks], op.streaming.computes
+        return [self._body(node, op.struct, [*mine, *views], True, computes) for mine in arguments]
 
-    def _body(self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False) -> Body:
+    def _body(
+        self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False, computes: bool = False
+    ) -> Body:
         name = f"ops::{struct}<{', '.join(arguments)}>"
         if name not in self.bodies:
             self.numbered[name] = len(self.bodies)
-            self.bodies[name] = Body(node.op, name, node.name, streams)
+            self.bodies[name] = Body(node.op, name, node.name, streams, computes)
         return self.bodies[name]
 
     def _operands(self, maps: Sequence[TileMap], section: int) -> int:
@@ -138,7 +140,7 @@ class _Words:
         if key not in self.slots:
             self.numbers[key] = len(self.slots)
             self.slots[key] = Slot.of(storage, section)
-        self.operands.append((self.numbers[key], storage.base + tensor.layout.offset * tensor.dtype.itemsize))
+        self.operands.append((self.numbers[key], storage.start + tensor.layout.offset * tensor.dtype.itemsize))
         return len(self.operands) - 1
 
     def program(self, workers: int, streams: Streams | None) -> Program:

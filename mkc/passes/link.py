@@ -1,11 +1,13 @@
 """Tasks -> TaskGraph. A task comes after every earlier task whose tile it would disturb, or be disturbed by."""
 
-from collections.abc import Iterable
-from itertools import chain, pairwise
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from mkc.ir.graph import Graph
 from mkc.ir.span import Span
-from mkc.ir.tasks import Access, Task, TaskGraph, Tasks, access
+from mkc.ir.tasks import Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -14,7 +16,7 @@ Ranges = tuple[Range, ...]
 def link(tasks: Tasks) -> TaskGraph:
     """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step."""
     count = len(tasks.tasks)
-    memories: dict[str, _Memory] = {}
+    memories: dict[str, _Memory] = defaultdict(_Memory)
     reach = _Reach(tasks)
     after: list[Ranges] = []
     apart = {node for node, tiling in enumerate(tasks.tilings) if tiling.apart}
@@ -24,7 +26,7 @@ def link(tasks: Tasks) -> TaskGraph:
                 found = _conflicts(memories, tasks.tasks[local], step * count + local)
                 after.append(reach.reduced(_clipped(found, 0, step * count + first) if node in apart else found))
             for memory in memories.values():
-                memory.settle(step * count + first)
+                memory.settle(reach)
     last = count if tasks.graph.loops else 0
     settled = _clipped(_settled(memories, tasks.graph), last, last + count)
     stop = tuple((lo - last, hi - last) for lo, hi in settled)
@@ -34,143 +36,222 @@ def link(tasks: Tasks) -> TaskGraph:
 
 def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int) -> Ranges:
     """Earlier tasks in conflict with this one, which is then entered into the books."""
-    found: list[Range] = []
-    for read in task.reads:
-        found += _at(memories, read).writers_of(read.span)
+    found = [r for read in task.reads for r in memories[read.memory].writers_of(read.span)]
+    found += [r for write in task.writes for r in memories[write.memory].users_of(write.span)]
     for write in task.writes:
-        memory = _at(memories, write)
-        found += memory.writers.meeting(write.span)
-        found += memory.readers.meeting(write.span)
-    for write in task.writes:
-        _at(memories, write).write(write.span, number)
+        memories[write.memory].present.write(write.span, number)
     for read in task.reads:
-        _at(memories, read).readers.add(read.span, number)
+        memories[read.memory].present.readers.add(read.span, number)
     return _without(_merged(found), number)
-
-
-def _at(memories: "dict[str, _Memory]", touched: Access) -> "_Memory":
-    return memories.get(touched.memory) or memories.setdefault(touched.memory, _Memory())
 
 
 def _settled(memories: "dict[str, _Memory]", graph: Graph) -> Ranges:
     if graph.until is None:
         return ()
     flag = access(graph.until, tuple((0, n) for n in graph.until.shape))
-    return _merged(_at(memories, flag).writers.meeting(flag.span))
+    return _merged(memories[flag.memory].writers_of(flag.span))
 
 
 class _Memory:
-    """Who last wrote each byte of a memory, and who has read it since."""
+    """Who last wrote each byte of a memory, and who has read it since.
+
+    What earlier nodes did stays as it is while a node is linked, so its tasks share the answers for equal spans.
+    """
+
+    def __init__(self) -> None:
+        self.past = _Books()
+        self.present = _Books()  # of the node that is being linked
+        self.writers: dict[Span, Ranges] = {}  # answers from the past
+        self.users: dict[Span, Ranges] = {}
+
+    def writers_of(self, span: Span) -> list[Range]:
+        if span not in self.writers:
+            self.writers[span] = _merged(self.past.writers.meeting(span))
+        return [*self.writers[span], *self.present.writers.meeting(span)]
+
+    def users_of(self, span: Span) -> list[Range]:
+        if span not in self.users:
+            self.users[span] = _merged(self.past.meeting(span))
+        return [*self.users[span], *self.present.meeting(span)]
+
+    def settle(self, reach: "_Reach") -> None:
+        """The node is complete, and the past."""
+        if not (self.present.writers.tasks or self.present.readers.tasks):
+            return
+        self.past.follow(self.present, reach)
+        self.present = _Books()
+        self.writers.clear()
+        self.users.clear()
+
+
+class _Books:
+    """Who wrote, and who read what was written."""
 
     def __init__(self) -> None:
         self.writers = _Ledger()
         self.readers = _Ledger()
-        self.known: dict[Span, Ranges] = {}  # answers of `writers_of` to this node that still hold
-        self.fresh: list[Range] = []  # bytes that the present node wrote without gaps
 
-    def writers_of(self, span: Span) -> Ranges:
-        if span not in self.known:
-            self.known[span] = _merged(self.writers.meeting(span))
-        return self.known[span]
+    def meeting(self, span: Span) -> list[Range]:
+        return self.writers.meeting(span) + self.readers.meeting(span)
 
     def write(self, span: Span, number: int) -> None:
-        self.known = {read: ranges for read, ranges in self.known.items() if not read.meets(span)}
+        """Whoever meets earlier users of just this span meets the new writer too, and comes after them through it."""
+        self.writers.drop(span)
+        self.readers.drop(span)
         self.writers.add(span, number)
-        if span.is_dense:
-            self.fresh.append((span.start, span.stop))
 
-    def settle(self, first: int) -> None:
-        """A node is complete: forget what tasks before `first` did to bytes that the node has all overwritten.
+    def follow(self, node: "_Books", reach: "_Reach") -> None:
+        """Enter what a node did, and forget what was done before to bytes that it has all overwritten."""
+        written = node.writers.tasks
+        overwritten = _covered(written)
+        for ledger in (self.writers, self.readers):
+            for span in written:
+                ledger.drop(span)
+            for lo, hi in overwritten:
+                ledger.forget(lo, hi)
+        self.writers.enter(node.writers, reach)
+        self.readers.enter(node.readers, reach)
 
-        Whoever meets that later meets the node's writes too, and comes after both through them.
-        """
-        for lo, hi in _merged(self.fresh):
-            self.writers.forget(lo, hi, first)
-            self.readers.forget(lo, hi, first)
-        self.fresh.clear()
-        self.known.clear()
+
+def _covered(spans: Iterable[Span]) -> Ranges:
+    """Bytes that spans cover together without gaps: runs that fill a stride between them are one longer run."""
+    runs: dict[tuple[tuple[int, int], ...], list[Range]] = defaultdict(list)  # by levels
+    for span in spans:
+        runs[span.levels].append((span.start, span.start + span.run))
+    for depth in range(max(map(len, runs), default=0), 0, -1):
+        for levels in [levels for levels in runs if len(levels) == depth]:
+            stride, count = levels[-1]
+            runs[levels[:-1]] += [(lo, hi + stride * (count - 1)) for lo, hi in _merged(runs[levels]) if hi - lo >= stride]
+    return _merged(runs[()])
 
 
 class _Ledger:
-    """Spans with the tasks that touched them, found by the pages they lie in."""
+    """Spans with the tasks that touched them, found by the pages they lie in. Large spans lie in large pages, one or two."""
 
-    PAGE = 1024  # bytes; about a tile
+    PAGE = 1024  # bytes, of the smallest pages; about a tile
 
     def __init__(self) -> None:
         self.tasks: dict[Span, list[Range]] = {}
-        self.pages: dict[int, dict[Span, None]] = {}
+        self.pages: dict[int, dict[int, dict[Span, None]]] = {}  # by size, then by number
 
     def add(self, span: Span, number: int) -> None:
-        ranges = self.tasks.get(span)
-        if ranges is None:
-            self.tasks[span] = [(number, number + 1)]
-            for page in self._pages(span.start, span.stop):
-                self.pages.setdefault(page, {})[span] = None
-        elif ranges[-1][1] == number:
+        ranges = self._of(span)
+        if ranges and ranges[-1][1] >= number:
             ranges[-1] = (ranges[-1][0], number + 1)
-        elif ranges[-1][1] < number:
+        else:
             ranges.append((number, number + 1))
 
-    def meeting(self, span: Span) -> list[Range]:
-        return [r for other in self._near(span.start, span.stop) if span.meets(other) for r in self.tasks[other]]
+    def enter(self, later: "_Ledger", reach: "_Reach") -> None:
+        """Of those who touched just the same bytes before, those need no entry that the later ones come after."""
+        for span, ranges in later.tasks.items():
+            own = self._of(span)
+            own[:] = [*(r for r in own if not reach.is_over(r, ranges[0][0])), *ranges]
 
-    def forget(self, lo: int, hi: int, before: int) -> None:
-        """Drop what tasks before `before` did to spans inside [lo, hi)."""
+    def meeting(self, span: Span) -> list[Range]:
+        near = self._near(span.start, span.stop)
+        return [r for other in near if span.meets(other) for r in self.tasks[other]]
+
+    def forget(self, lo: int, hi: int) -> None:
+        """Drop spans inside [lo, hi)."""
         for span in self._near(lo, hi):
-            if not (lo <= span.start and span.stop <= hi):
-                continue
-            self.tasks[span] = [r for r in self.tasks[span] if r[1] > before]
-            if not self.tasks[span]:
-                del self.tasks[span]
-                for page in self._pages(span.start, span.stop):
-                    del self.pages[page][span]
+            if lo <= span.start and span.stop <= hi:
+                self.drop(span)
+
+    def drop(self, span: Span) -> None:
+        """Forget all who touched exactly these bytes."""
+        if self.tasks.pop(span, None) is not None:
+            for page in self._pages_of(span):
+                del page[span]
+
+    def _of(self, span: Span) -> list[Range]:
+        ranges = self.tasks.get(span)
+        if ranges is None:
+            ranges = self.tasks[span] = []
+            for page in self._pages_of(span):
+                page[span] = None
+        return ranges
+
+    def _pages_of(self, span: Span) -> list[dict[Span, None]]:
+        size = max(self.PAGE, 1 << (span.stop - span.start - 1).bit_length())
+        pages = self.pages.setdefault(size, {})
+        return [pages.setdefault(n, {}) for n in range(span.start // size, -(-span.stop // size))]
 
     def _near(self, lo: int, hi: int) -> list[Span]:
-        """All spans that share a byte with [lo, hi), and some that only share a page, each once."""
-        if len(self._pages(lo, hi)) > len(self.tasks):
-            return [span for span in self.tasks if span.start < hi and lo < span.stop]
-        pages = [self.pages[page] for page in self._pages(lo, hi) if page in self.pages]
-        return list(pages[0]) if len(pages) == 1 else list(dict.fromkeys(chain.from_iterable(pages)))
+        """Spans whose hull meets [lo, hi), each once."""
+        found: list[Span] = []
+        for size, pages in self.pages.items():
+            numbers = range(lo // size, -(-hi // size))
+            known = numbers if len(numbers) < len(pages) else [n for n in pages if n in numbers]
+            for page in filter(None, map(pages.get, known)):
+                found += [span for span in page if span.start < hi and lo < span.stop]
+        return list(dict.fromkeys(found))
 
-    def _pages(self, lo: int, hi: int) -> range:
-        return range(lo // self.PAGE, -(-hi // self.PAGE))
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What is known to be over: whole nodes, a bit for each, and of other nodes some tasks, a bit for each from the first."""
+
+    nodes: int = 0
+    tasks: tuple[tuple[int, int], ...] = ()  # (node, bits)
 
 
 class _Reach:
-    """Which nodes are known to be complete before a task starts; drops edges that other edges imply."""
+    """What is known to be over before a task starts; drops edges that other edges imply. A second step has nodes of its own."""
 
     def __init__(self, tasks: Tasks) -> None:
         self.tasks = tasks
-        self.complete: list[int] = []  # per task: a bit for each node, second step's nodes above the first's
-        self.by_range: dict[Range, int] = {}
-        self.by_ranges: dict[Ranges, tuple[Ranges, int]] = {}
+        self.before: list[_Done] = []  # per task
+        self.by_range: dict[Range, _Done] = {}
+        self.by_ranges: dict[Ranges, tuple[Ranges, _Done]] = {}
 
     def reduced(self, ranges: Ranges) -> Ranges:
         if ranges not in self.by_ranges:
             self.by_ranges[ranges] = self._reduce(ranges)
-        kept, complete = self.by_ranges[ranges]
-        self.complete.append(complete)
+        kept, done = self.by_ranges[ranges]
+        self.before.append(done)
         return kept
 
-    def _reduce(self, ranges: Ranges) -> tuple[Ranges, int]:
-        parts = [part for r in ranges for part in self._by_node(r)]
-        kept, complete = [], 0
-        for node, part in reversed(parts):  # later nodes imply earlier ones, never the other way round
-            if not complete >> node & 1:
-                kept.append(part)
-                complete |= self._behind(part)
-        for node, part in parts:
-            if part == self._all_of(node):
-                complete |= 1 << node
-        return _merged(kept), complete
+    def is_over(self, earlier: Range, task: int) -> bool:
+        """True when `task` is known to start after all of these."""
+        return all(self._covers(self.before[task], node, part) for node, part in self._by_node(earlier))
 
-    def _behind(self, part: Range) -> int:
+    def _reduce(self, ranges: Ranges) -> tuple[Ranges, _Done]:
+        parts = [part for r in ranges for part in self._by_node(r)]
+        kept, done = [], _Done()
+        for node, part in reversed(parts):  # later nodes imply earlier ones, never the other way round
+            if not self._covers(done, node, part):
+                kept.append(part)
+                done = self._joined([done, self._behind(node, part)])
+        return _merged(kept), done
+
+    def _behind(self, node: int, part: Range) -> _Done:
+        """What is over when these tasks of a node are."""
         if part not in self.by_range:
-            bits = 0
-            for number in range(*part):
-                bits |= self.complete[number]
-            self.by_range[part] = bits
+            before = {id(done): done for done in self.before[slice(*part)]}
+            own = _Done(0, ((node, self._bits(node, part)),))
+            self.by_range[part] = self._joined([own, *before.values()])
         return self.by_range[part]
+
+    def _joined(self, parts: Sequence[_Done]) -> _Done:
+        nodes, tasks = 0, dict[int, int]()
+        for part in parts:
+            nodes |= part.nodes
+            for node, bits in part.tasks:
+                tasks[node] = tasks.get(node, 0) | bits
+        for node, bits in tasks.items():
+            if bits == self._bits(node, self._all_of(node)):
+                nodes |= 1 << node
+        some = sorted((node, bits) for node, bits in tasks.items() if not nodes >> node & 1)
+        return _Done(nodes, tuple(some[-self.REMEMBERED :]))
+
+    REMEMBERED = 16  # nodes of which some tasks are over; to forget one costs a wait that others imply, nothing more
+
+    def _covers(self, done: _Done, node: int, part: Range) -> bool:
+        bits = self._bits(node, part)
+        return bool(done.nodes >> node & 1) or any(n == node and bits & ~b == 0 for n, b in done.tasks)
+
+    def _bits(self, node: int, part: Range) -> int:
+        return (1 << part[1] - part[0]) - 1 << part[0] - self._all_of(node)[0]
 
     def _by_node(self, r: Range) -> Iterable[tuple[int, Range]]:
         lo, hi = r

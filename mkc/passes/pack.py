@@ -10,7 +10,7 @@ from mkc.ops import registry
 
 SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
 SLOT_FRAGMENTS = 4  # of each compute warp
-FIXED_BYTES = 64 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
+FIXED_BYTES = 64 + 8 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 LEAST_SLOTS = 6
 
@@ -33,7 +33,8 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
             node = tasks.tasks[t].node
             hops.append(1 if last is None else max(1, depths[node] - depths[last]))
             early.append(follows and not schedule.waits[t])
-            follows = bool(streaming[node])
+            op = streaming[node]
+            follows = op is not None and op.computes
             if follows:
                 records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1]))
                 last = node

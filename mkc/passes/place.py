@@ -31,12 +31,12 @@ def place(graph: Graph) -> Graph:
 
 def arena_bytes(graph: Graph) -> int:
     """How large the arena of a placed graph is."""
-    return max((_aligned(s.base + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
+    return max((_aligned(s.start + s.nbytes) for s in graph.storages if s.kind is Kind.ARENA), default=0)
 
 
 def words_bytes(graph: Graph) -> int:
     """How many bytes of words a placed graph publishes."""
-    return max((_aligned(s.base + 2 * s.nbytes) for s in graph.storages if s.kind is Kind.WORDS), default=0)
+    return max((_aligned(s.start + 2 * s.nbytes) for s in graph.storages if s.kind is Kind.WORDS), default=0)
 
 
 def _side_by_side(storages: Iterable[Storage]) -> dict[Storage, int]:

@@ -92,7 +92,7 @@ class _Touch:
 
 def _touched(node: Node) -> tuple[_Touch, ...]:
     used = [(t.storage, False) for t in node.inputs] + [(t.storage, True) for t in node.outputs]
-    return tuple(_Touch(s.name, s.kind, s.base, s.base + s.nbytes, writes) for s, writes in used if s.kind.is_written)
+    return tuple(_Touch(s.name, s.kind, s.start, s.start + s.nbytes, writes) for s, writes in used if s.kind.is_written)
 
 
 def _merged(parts: Iterable[Range]) -> Ranges:

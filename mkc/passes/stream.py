@@ -1,4 +1,4 @@
-"""Graph -> Graph. Products of one row with weights become streams; the norms, gates, neighbours and attention around them move in."""
+"""Graph -> Graph. Products of one row with weights become streams; norms, gates, neighbours, attention and argmax move in."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from mkc.ops._epilogue import epilogue
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
 from mkc.passes._stream_attention import attend
+from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 
@@ -20,10 +21,10 @@ WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whate
 
 
 def stream(graph: Graph, target: Target) -> Graph:
-    """Rewrites that make streams, each of what the one before left; then attention between them; then who polls whom."""
+    """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    return _publish(without_dead_nodes(attend(graph, target)))
+    return _publish(without_dead_nodes(choose(attend(graph, target), target)))
 
 
 # ---- products of one row
@@ -71,7 +72,7 @@ def _is_stream(node: Node) -> bool:
 
 def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
-    attrs: dict[str, Attr] = dict(eps=0.0, merge=0, weights=1, gated=False, epilogue=epilogue(node))
+    attrs: dict[str, Attr] = dict(eps=0.0, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node))
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 
 
@@ -251,11 +252,17 @@ def _is_polled(node: Node, tensor: Tensor) -> bool:
 def _stream_words(node: Node) -> tuple[Tensor, ...]:
     lse = node.inputs[2 if node["eps"] else 1 :][:1] if node["merge"] else ()
     values = (node.inputs[0], *extras(node), *node.outputs)
-    return (*lse, *(t for t in values if t.dtype is DType.BF16))
+    entries = node.outputs if node["best"] else ()
+    return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16))
 
 
 def _attention_words(node: Node) -> tuple[Tensor, ...]:
     return (*node.inputs[:3], *node.outputs[:2])
 
 
-POLLED = {"stream_linear": _stream_words, "decode_attention": _attention_words}  # what each may poll or publish
+def _argmax_words(node: Node) -> tuple[Tensor, ...]:
+    return node.inputs
+
+
+# what each may poll or publish
+POLLED = {"stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words}

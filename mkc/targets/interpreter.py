@@ -3,18 +3,20 @@
 import ctypes
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 
 import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.dtype import Array
-from mkc.ir.graph import Kind
-from mkc.ir.program import LATE, PLACE, REPORT, Program, Words
+from mkc.ir.graph import Kind, Node, Tensor
+from mkc.ir.program import LATE, PLACE, REPORT, UNPUBLISHED, Program, Words
 from mkc.ir.tasks import Tasks
-from mkc.ir.tiling import Range, TileMap
-from mkc.ops import registry
+from mkc.ir.tiling import TileMap
+from mkc.ops import Ranges, registry
 from mkc.targets.kernel import raise_reported
+from mkc.targets.unpacked import unpacked
 
 DECISION, SECTION_END = 0xFFFFFFFF, 0xFFFFFFFE  # what a worker may wait for besides a task, as in worker.cuh
 POISON = 0xFF  # what uninitialised memory holds: NaN as any float, -1 as any signed integer
@@ -59,6 +61,7 @@ class _Blocked:
     task: int  # or DECISION, SECTION_END
     section: int
     step: int
+    polled: tuple[Array, ...] = ()  # and the use counts of published words are those of its step
 
 
 Blocking = Generator[_Blocked, None, None]
@@ -73,6 +76,8 @@ class _Launch:
         self.order = interpreter.order
         self.memory = memory
         self.steps = steps
+        self.weights = self.streamed()
+        self.uses = [np.zeros(len(m) * (s.kind is Kind.WORDS), np.uint32) for s, m in zip(self.program.slots, memory, strict=True)]
         self.counters = [0] * self.program.num_counters
         self.barrier = self.program.num_events + 2 * len(self.program.sections)
         self.progress = np.zeros(self.program.num_workers, PLACE)
@@ -93,14 +98,16 @@ class _Launch:
                 blocked[number] = state
 
     def is_ready(self, state: _Blocked) -> bool:
-        return all(self.counters[counter] >= need for counter, need in state.needs)
+        polled = all((uses == state.step + 1).all() for uses in state.polled)
+        return polled and all(self.counters[counter] >= need for counter, need in state.needs)
 
     def give_up(self, blocked: dict[int, _Blocked]) -> None:
         """Report the first task in program order: whoever waits for more waits for it."""
         worker, state = min(blocked.items(), key=lambda item: item[1].task)
-        counter, need = next((c, n) for c, n in state.needs if self.counters[c] < n)
+        late = next(((LATE, c, self.counters[c], n) for c, n in state.needs if self.counters[c] < n), None)
+        reason, counter, value, need = late or (UNPUBLISHED, 0, state.step, state.step + 1)
         report = np.zeros(1, REPORT)
-        report[0] = (1, LATE, worker, state.section, state.step, state.task, counter, self.counters[counter], need, 0, 0)
+        report[0] = (1, reason, worker, state.section, state.step, state.task, counter, value, need, 0, 0)
         raise_reported(self.program, report, self.progress, 0)
 
     # ---- a worker
@@ -153,8 +160,12 @@ class _Launch:
     def run(self, number: int, task: int, section: int, step: int) -> Blocking:
         words = self.program.tasks[task]
         self.progress[number] = task + 1, step
-        yield _Blocked(self.needs(int(words["first_wait"]), int(words["waits"]), step + 1), task, section, step)
+        published, polled = self.published(task)
+        needs = self.needs(int(words["first_wait"]), int(words["waits"]), step + 1)
+        yield _Blocked(needs, task, section, step, polled)
         self.compute(task)
+        for uses in published:
+            uses[...] = step + 1
         if words["signal"] >= 0:
             self.counters[words["signal"]] += 1
 
@@ -165,29 +176,54 @@ class _Launch:
     # ---- a task
 
     def compute(self, task: int) -> None:
+        node, ranges, outs, ins = self.operands(task)
+        made = [self.box(operand, tile_map, ranges) for operand, tile_map in outs]
+        raw = [self.weights[m.tensor] if operand is None else self.box(operand, m, ranges) for operand, m in ins]
+        values = [tile_map.tensor.dtype.decode(bits) for (_, tile_map), bits in zip(ins, raw, strict=True)]
+        op = registry()[node.op]
+        results = op.reference(node, values, ranges) if op.ranged else op.reference(node, values)
+        for (_, tile_map), out, value in zip(outs, made, results, strict=True):
+            if value.shape != out.shape:
+                raise PlanError(f"the reference of {self.program.names[task]} gives {value.shape} for a tile of {out.shape}")
+            out[...] = tile_map.tensor.dtype.encode(value)
+
+    def operands(self, task: int) -> tuple[Node, Ranges, list[tuple[int, TileMap]], list[tuple[int | None, TileMap]]]:
+        """What the task is to do, and where it finds its outputs and inputs; weights that are streamed are None."""
         tasks, local = self.owners[task]
         number = tasks.node_index(local)
         node, tiling, words = tasks.graph.nodes[number], tasks.tilings[number], self.program.tasks[task]
         ranges = tuple((lo, hi) for lo, hi in words["ranges"][: len(tiling.grid)].tolist())
-        first, count = int(words["operands"]), len(tiling.omaps)
-        outs = [self.box(first + i, tile_map, ranges) for i, tile_map in enumerate(tiling.omaps)]
-        ins = [self.box(first + count + i, tile_map, ranges) for i, tile_map in enumerate(tiling.imaps)]
-        values = [tile_map.tensor.dtype.decode(raw) for tile_map, raw in zip(tiling.imaps, ins, strict=True)]
-        op = registry()[node.op]
-        results = op.reference(node, values, ranges) if op.ranged else op.reference(node, values)
-        for tile_map, out, value in zip(tiling.omaps, outs, results, strict=True):
-            if value.shape != out.shape:
-                raise PlanError(f"the reference of {tasks.name(local)} gives {value.shape} for a tile of {out.shape}")
-            out[...] = tile_map.tensor.dtype.encode(value)
+        streaming, numbers = registry()[node.op].streaming, count(int(words["operands"]))
+        streamed = streaming.weights(node) if streaming else ()
+        outs = [(next(numbers), tile_map) for tile_map in tiling.omaps]
+        return node, ranges, outs, [(None if m.tensor in streamed else next(numbers), m) for m in tiling.imaps]
 
-    def box(self, operand: int, tile_map: TileMap, ranges: tuple[Range, ...]) -> Array:
-        """The box as a view of memory; numpy refuses one that leaves its slot."""
+    def published(self, task: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The use counts of the words that a task publishes, and of those that it polls."""
+        _, ranges, outs, ins = self.operands(task)
+
+        def uses(maps: Sequence[tuple[int | None, TileMap]]) -> tuple[Array, ...]:
+            words = [(o, m) for o, m in maps if o is not None and m.tensor.storage.kind is Kind.WORDS]
+            return tuple(self.box(operand, tile_map, ranges, counts=True) for operand, tile_map in words)
+
+        return uses(outs), uses(ins)
+
+    def box(self, operand: int, tile_map: TileMap, ranges: Ranges, counts: bool = False) -> Array:
+        """The box as a view of memory, or of its use counts, one a byte; numpy refuses one that leaves its slot."""
         tensor, box = tile_map.tensor, tile_map.at(ranges)
         slot, base = self.program.operands[operand].tolist()
         strides = [stride * tensor.dtype.itemsize for stride in tensor.layout.strides]
         offset = base + sum(lo * stride for (lo, _), stride in zip(box, strides, strict=True))
         extents = [hi - lo for lo, hi in box]
+        if counts:
+            return np.ndarray(extents, np.uint32, self.uses[slot].data, 4 * offset, [4 * stride for stride in strides])
         return np.ndarray(extents, tensor.dtype.bits, self.memory[slot].data, offset, strides)
+
+    def streamed(self) -> dict[Tensor, Array]:
+        """The weights that tasks find in their worker's stream, not among their operands."""
+        slots = zip(self.program.slots, self.memory, strict=True)
+        packs = [memory for slot, memory in slots if slot.kind is Kind.PACKED]
+        return unpacked(self.program.streams, *packs) if self.program.streams else {}
 
     def is_set(self, operand: int) -> bool:
         slot, offset = self.program.operands[operand].tolist()

@@ -5,10 +5,10 @@
 
 namespace mkc {
 
-constexpr int kMaxAxes = 6;
-constexpr int kMaxSections = 4;
-constexpr int kEventStride = 16;  // counters, in uint32: one cache line each
-constexpr int kMaxOperands = 16;  // of a task, where tasks carry their addresses
+inline constexpr int kMaxAxes = 6;
+inline constexpr int kMaxSections = 4;
+inline constexpr int kEventStride = 16;  // counters, in uint32: one cache line each
+inline constexpr int kMaxOperands = 16;  // of a task, where tasks carry their addresses
 
 struct Range {
   int32 begin, end;

@@ -33,6 +33,23 @@ MKC_DEVICE auto& at_row(const View& view, const int* index, I... rest) {
   return view.at(full);
 }
 
+// y[..., k] = Expr(value(k), extras[..., k]...), a team for each row of x; `of_row(in, width)` looks at a row through
+// in(k), k < width, and gives its `value`.
+template <class Expr, class Y, class X, class... Extras, class F>
+MKC_DEVICE void map_rows(void* const* p, const Range* r, F of_row) {
+  constexpr int kRows = Y::kRank - 1, kWidth = Y::extent(kRows);
+  const Y y(p[0]);
+  const X x(p[1]);
+  const Each<Extras...> extras(p + 2);
+  for_rows<kRows>(r, [=](const int* row) {
+    const auto value = of_row([=](int k) -> float { return load(at_row(x, row, k)); }, kWidth);
+    for_team(kWidth, [=](int k) {
+      const auto at = [=](const auto& view) -> auto& { return at_row(view, row, k); };
+      store(at(y), extras.template of<Expr>(at, value(k)));
+    });
+  });
+}
+
 // The slice [begin : end) of an axis, in chunks: which of them it touches.
 template <int Chunk>
 MKC_DEVICE Range chunks(Range elements) {

@@ -29,6 +29,14 @@ MKC_DEVICE void store(T& out, V v) {
   out = static_cast<T>(v);
 }
 
+// The value of that number. A fold, since device code cannot look into an array that belongs to a type.
+template <class... Values>
+MKC_CONSTEXPR long long nth(int number, Values... values) {
+  long long found = 0;
+  ((number-- == 0 ? void(found = values) : void()), ...);
+  return found;
+}
+
 template <class T, class S, class D>
 struct View;
 
@@ -36,21 +44,18 @@ template <class T, int... Extents, long long... Steps>
 struct View<T, Shape<Extents...>, Stride<Steps...>> {
   using Element = T;
   static constexpr int kRank = sizeof...(Extents);
-  static constexpr int kExtents[] = {Extents..., 0};
-  static constexpr long long kSteps[] = {Steps..., 0};
   T* data;
 
   MKC_DEVICE explicit View(void* pointer) : data(static_cast<T*>(in_global(pointer))) {}
-  static constexpr int extent(int dim) { return kExtents[dim]; }
-  static constexpr long long step(int dim) { return kSteps[dim]; }
+  static MKC_CONSTEXPR int extent(int dim) { return static_cast<int>(nth(dim, Extents...)); }
+  static MKC_CONSTEXPR long long step(int dim) { return nth(dim, Steps...); }
   template <class... I>
   MKC_DEVICE T& operator()(I... index) const {
     return data[(0ll + ... + (static_cast<long long>(index) * Steps))];
   }
   MKC_DEVICE T& at(const int* index) const {
     long long offset = 0;
-    MKC_UNROLL
-    for (int d = 0; d < kRank; ++d) offset += index[d] * step(d);
+    ((offset += *index++ * Steps), ...);
     return data[offset];
   }
 };

@@ -16,7 +16,7 @@ constexpr int kComputeRegisters = 168, kTalkRegisters = 144, kLoadRegisters = 32
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kLoadWarps * kLoadRegisters == 65536);
 constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
 constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
-constexpr int kEntries = 4;  // tasks held in shared memory: this one and the next
+constexpr int kEntries = 8;  // tasks held in shared memory: this one, two to come, and one on its way
 
 // Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
 enum Meeting : int {
@@ -120,7 +120,7 @@ struct Talk {
         begin(begin),
         end(end),
         coming(begin) {
-    bring(0), bring(1);
+    bring(0), bring(1), bring(2);
     copies_done();
     meet(kAmongTalk, kTalkThreads);
   }
@@ -142,11 +142,13 @@ struct Talk {
   MKC_DEVICE void prepare() {
     copies_done();
     meet(kAmongTalk, kTalkThreads);
-    bring(number + 2);
+    bring(number + 3);
+    ahead(entry(number + 2));
     if (lane() == 0) worker.begin_task(index());
     prepared = true;
   }
-  MKC_DEVICE const Entry& entry() const { return *static_cast<const Entry*>(__cvta_shared_to_generic(place(number))); }
+  MKC_DEVICE const Entry& entry(uint32 of) const { return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of))); }
+  MKC_DEVICE void ahead(const Entry& entry) { Page::ahead(entry.task.body, *this, entry.operands, entry.task.ranges); }
 
   // ---- what bodies ask for
   MKC_DEVICE static int thread() { return static_cast<int>(opaque(lane())); }
@@ -290,7 +292,7 @@ struct Talker {
     if (Page::kTrace) taken = talk.ready = clock_ns();
     if (task.x >> 16) await(task.y, task.x >> 16);
     talk.hops = rest.x, talk.early = rest.y, talk.prepared = false;
-    const Entry& entry = talk.entry();
+    const Entry& entry = talk.entry(talk.number);
     Page::talk(task.x & 0xFFFFu, talk, entry.operands, entry.task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, rest.z});
     if (const int32 event = entry.task.signal; event >= 0) {
       sync();  // every thread's writes come before lane 0's release

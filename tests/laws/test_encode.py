@@ -1,11 +1,11 @@
 """encode: the words mean the plan, and numpy and the device lay them out alike."""
 
-import subprocess
 from functools import cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import layout_claims
 from oracle import machine, raised
 from random_graphs.models import RandomModel
 
@@ -15,27 +15,11 @@ from mkc.ir import program as abi
 from mkc.ir.graph import Graph, Kind
 from mkc.passes.encode import encode
 from mkc.passes.schedule import POLICIES
-from mkc.paths import TEMPLATES
 from mkc.targets import cpu
-
-STRUCTS = {
-    "Task": abi.TASK, "Wait": abi.WAIT, "Section": abi.SECTION, "Report": abi.REPORT, "Place": abi.PLACE, "Stamp": abi.STAMP,
-    "Launch": abi.LAUNCH,
-}  # fmt: skip
-IN_BITS = {("Task", "body"), ("Task", "waits")}  # bit fields have no address
 
 
 def test_structs_lie_on_the_device_as_they_lie_in_numpy() -> None:
-    lines = ["#include <mkc/abi.cuh>", "#include <stddef.h>"]
-    for name, dtype in STRUCTS.items():
-        lines.append(f"static_assert(sizeof(mkc::{name}) == {dtype.itemsize});")
-        fields = {f: at for f, (_, at, *_) in (dtype.fields or {}).items() if (name, f) not in IN_BITS}
-        lines += [f"static_assert(offsetof(mkc::{name}, {f}) == {at});" for f, at in fields.items()]
-    constants = {"kMaxAxes": abi.MAX_AXES, "kMaxSections": abi.MAX_SECTIONS, "kEventStride": abi.EVENT_STRIDE}
-    lines += [f"static_assert(mkc::{name} == {value});" for name, value in constants.items()]
-    command = [cpu.compiler(), "-std=c++20", "-fsyntax-only", f"-I{TEMPLATES}", "-xc++", "-"]
-    done = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    cpu.build(layout_claims(), cpu.FLAGS)
 
 
 def test_a_task_is_one_cache_line() -> None:
@@ -85,7 +69,7 @@ def test_operands_are_where_their_tensors_were_placed(seed: int, workers: int) -
         for operand, tile_map in enumerate((*tiling.omaps, *tiling.imaps), words["operands"]):
             tensor, slot = tile_map.tensor, p.slots[p.operands["slot"][operand]]
             assert slot.name == ("arena" if tensor.storage.kind is Kind.ARENA else tensor.storage.name)
-            at = tensor.storage.base + tensor.layout.offset * tensor.dtype.itemsize
+            at = tensor.storage.start + tensor.layout.offset * tensor.dtype.itemsize
             assert p.operands["offset"][operand] == at < slot.nbytes
 
 

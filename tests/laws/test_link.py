@@ -13,7 +13,7 @@ from mkc.ir.graph import Graph, Node
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.span import span
 from mkc.ir.tasks import Access, Task, TaskGraph, Tasks, access
-from mkc.passes.link import _Ledger, link
+from mkc.passes.link import _covered, _Ledger, link
 
 pages = st.sampled_from((4, 16, _Ledger.PAGE))  # bytes; small ones, so that spans lie across several
 
@@ -132,10 +132,23 @@ def test_the_flag_waits_for_no_task_of_an_earlier_step(nodes: int) -> None:
     tasks = tuple(Task(node, (), (), (flag,)) for node in range(nodes))
     graph = Graph(tuple(Node(f"n{i}", "fake", (), ()) for i in range(nodes)), (), (), loops=True, until=FLAG)
     linked = link(Tasks(graph, (), tasks, tuple(range(nodes + 1))))
-    assert numbers(linked.stop) == list(range(nodes))
+    assert numbers(linked.stop) == [nodes - 1]  # which comes after the others
 
 
 def test_edges_that_others_imply_are_dropped() -> None:
     chain = [[([f"m[{i}:{i + 1}]"] if i else [], [f"m[{i + 1}:{i + 2}]"])] for i in range(4)]
     reads_all = [(["m[1:5]"], ["z[0:1]"])]
     assert after(link(tasks_of(*chain, reads_all)))[4] == [3]
+
+
+def test_edges_that_several_others_imply_together_are_dropped() -> None:
+    """Each task of v brings one tile of u along; all of them bring u."""
+    v = [([t], [o]) for t, o in zip(tiles("u", 8, 4), tiles("v", 8, 4), strict=True)]
+    assert after(link(tasks_of(fills("u", 8, 4), v, [(["u[0:8]", "v[0:8]"], ["w[0:1]"])])))[8] == [4, 5, 6, 7]
+
+
+def test_columns_that_fill_a_matrix_together_are_one_run() -> None:
+    matrix = Layout((3, 8), (8, 1))
+    columns = [span(matrix, ((0, 3), (at, at + 2)), 1) for at in range(0, 8, 2)]
+    assert _covered(columns) == ((0, 24),)
+    assert _covered(columns[1:]) == ()

@@ -72,7 +72,7 @@ def merged(parts: Array, lse: Array) -> Array:
 
 def agree(values: Values, splits: int, normed: bool, turned: bool) -> None:
     heads, depth = values["q"].shape
-    got = computed(graph(values, splits, normed, turned), machine(7), values, Random(splits))
+    got = computed(graph(values, splits, normed, turned), machine(7, streams=True), values, Random(splits))
     out, keys, cached = expected(values, normed, turned)
     parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads)
     np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
@@ -95,7 +95,7 @@ def test_norms_and_rotation_may_be_missing(normed: bool, turned: bool) -> None:
 
 def test_a_split_without_keys_gives_zeros_that_weigh_nothing() -> None:
     values = given(4, 2, 64, 200, 70)
-    got = computed(graph(values, 3, True, True), machine(7), values)
+    got = computed(graph(values, 3, True, True), machine(7, streams=True), values)
     assert (got["parts"].reshape(3, -1)[2] == 0).all()
     assert np.isneginf(got["lse"].reshape(3, -1)[2]).all()
 
@@ -103,7 +103,7 @@ def test_a_split_without_keys_gives_zeros_that_weigh_nothing() -> None:
 @pytest.mark.parametrize("position", [-1, 200, 10**9])
 def test_nothing_is_written_outside_of_the_cache(position: int) -> None:
     values = given(4, 2, 64, 200, position)
-    got = computed(graph(values, 3, True, True), machine(7), values)
+    got = computed(graph(values, 3, True, True), machine(7, streams=True), values)
     assert (got["keys"] == values["keys"].reshape(-1)).all()
     assert (got["values"] == values["values"].reshape(-1)).all()
     assert np.isneginf(got["lse"]).all() == (position < 0)

@@ -26,7 +26,7 @@ class Case:
 
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
-        self.attrs = dict(eps=0.0, merge=0, weights=1, gated=False, epilogue=Arg(0)) | attrs
+        self.attrs = dict(eps=0.0, merge=0, weights=1, gated=False, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
 
@@ -42,7 +42,7 @@ class Case:
         return self.builder.finish(())
 
     def run(self, n: int, workers: int) -> Array:
-        return computed(self.graph(n), machine(workers), self.values)["y"].reshape(1, n)
+        return computed(self.graph(n), machine(workers, streams=True), self.values)["y"].reshape(1, n)
 
 
 def assert_rounded(got: Array, exact: Array) -> None:

@@ -8,16 +8,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from devices import on_gpu
+from layouts import layout_claims
 
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import BuildError, MegakernelHang, TargetError
-from mkc.ir import program as abi
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind
 from mkc.passes.render import lay_in
-from mkc.targets import cpu, cuda
+from mkc.targets import cuda
 
 cupy = pytest.importorskip("cupy")
 WIDTHS = (96, 1000, 96)
@@ -116,6 +116,12 @@ def test_a_named_architecture_needs_no_gpu():
     assert cuda.target(arch="sm_80", workers=7).workers == 7
 
 
+def test_more_teams_than_scratch_memory_holds_are_refused():
+    target = dataclasses.replace(cuda.target(arch="sm_90a"), lanes=512)
+    with pytest.raises(BuildError, match="no room for so many teams"):
+        cuda.compile_cubin(compile_graphs([mlp()], target).source.complete, "sm_90a")
+
+
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(TargetError, match=r"sm_70.*sm_80, sm_86"):
         cuda.target(arch="sm_70")
@@ -129,42 +135,8 @@ def test_without_cupy_the_way_out_is_named(monkeypatch):
         cuda.target()
 
 
-STRUCTS = {
-    "Task": abi.TASK,
-    "Wait": abi.WAIT,
-    "Section": abi.SECTION,
-    "Report": abi.REPORT,
-    "Place": abi.PLACE,
-    "Stamp": abi.STAMP,
-    "Launch": abi.LAUNCH,
-}
-NOT_FIELDS = {("Task", "body"), ("Task", "waits")}  # bit-fields have no offset
-
-
-def abi_page() -> str:
-    """Refuses to compile unless C++ lays the structs out as numpy does."""
-    sizes = [f"sizeof(mkc::{name}) == {dtype.itemsize}" for name, dtype in STRUCTS.items()]
-    offsets = [
-        f"__builtin_offsetof(mkc::{name}, {field}) == {offset}"
-        for name, dtype in STRUCTS.items()
-        for field, (_, offset, *_) in (dtype.fields or {}).items()
-        if (name, field) not in NOT_FIELDS
-    ]
-    limits = [
-        f"mkc::kMaxAxes == {abi.MAX_AXES}",
-        f"mkc::kMaxSections == {abi.MAX_SECTIONS}",
-        f"mkc::kEventStride == {abi.EVENT_STRIDE}",
-    ]
-    claims = "".join(f"static_assert({claim});\n" for claim in sizes + offsets + limits)
-    return lay_in(f"#include <mkc/abi.cuh>\n{claims}")
-
-
 def test_nvrtc_lays_out_the_structs_as_numpy_does():
-    cuda.compile_cubin(abi_page(), "sm_80")
-
-
-def test_the_host_compiler_lays_out_the_structs_as_numpy_does():
-    cpu.build(abi_page(), cpu.FLAGS)
+    cuda.compile_cubin(lay_in(layout_claims()), "sm_80")
 
 
 # ---- with one

@@ -1,6 +1,8 @@
-"""The page of every example compiles for every GPU, here, without one; on Hopper nothing spills."""
+"""Pages of the examples and of every operator compile, here, without a GPU: by NVRTC for each of them, by nvcc, and by g++."""
 
 import importlib.util
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import mkc
 from mkc.compiler import compile_graphs
 from mkc.explain import looked_at
 from mkc.ir.graph import Graph
-from mkc.targets import cuda
+from mkc.paths import TEMPLATES
+from mkc.targets import cpu, cuda
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -45,6 +49,16 @@ def attention() -> list[Graph]:
     return traced(example("03_attention").Attention().eval(), torch.randn(1, 40, 256))
 
 
+def others() -> list[Graph]:
+    """What the examples have no use for; the keys are so many that attention is split."""
+
+    def model(x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scores = torch.softmax(x @ w, -1)
+        return scores.mean(-1), F.scaled_dot_product_attention(scores[None], keys, keys)
+
+    return traced(model, torch.randn(2, 1, 96), torch.randn(2, 96, 64), torch.randn(1, 2, 4096, 64))
+
+
 def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     def graphs() -> list[Graph]:
         lm = mkc.CausalLM.from_pretrained(str(EXAMPLES / "adder" / "model"), dtype=dtype, max_length=32)
@@ -57,6 +71,7 @@ MADE = {
     "01_elementwise": elementwise,
     "02_mlp": mlp,
     "03_attention": attention,
+    "others": others,
     "adder float32": adder(torch.float32),
     "adder bfloat16": adder(torch.bfloat16),
 }
@@ -77,6 +92,32 @@ def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
     assert resources.registers > 0
     if arch == "sm_90a":
         assert (resources.spill_bytes, resources.stack_bytes) == (0, 0)
+
+
+def test_the_pages_hold_every_operator() -> None:
+    made = [compile_graphs(graphs_of(name), cuda.target(arch="sm_90a")) for name in MADE]
+    held = {body.header for compilation in made for body in compilation.program.bodies}
+    assert held == {path.stem for path in (TEMPLATES / "mkc/ops").iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "adder" in name else ()) for name in MADE])
+def test_the_complete_page_of_a_gpu_compiles_with_nvcc(name: str, arch: str, tmp_path: Path) -> None:
+    made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
+    compiles(made.source.complete, tmp_path / "page.cu", "nvcc", "-std=c++20", f"-arch={arch}", "-c", "-o", str(tmp_path / "page.o"))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_complete_page_of_the_host_compiles_on_its_own(name: str, tmp_path: Path) -> None:
+    made = compile_graphs(graphs_of(name), cpu.target(workers=4))
+    compiles(made.source.complete, tmp_path / "page.cpp", cpu.compiler(), "-std=c++20", "-march=native", "-fsyntax-only")
+
+
+def compiles(page: str, path: Path, *command: str) -> None:
+    path.write_text(page)
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 def test_nothing_that_a_kernel_writes_is_read_through_the_read_only_path() -> None:

@@ -4,6 +4,7 @@
 #define MKC_DEVICE __device__ __forceinline__
 #define MKC_BODY __device__ __forceinline__
 #define MKC_NOINLINE __device__ __noinline__  // for what is seldom run
+#define MKC_CONSTEXPR __host__ __device__ constexpr  // computed by the compiler, for kernels and types alike
 #define MKC_UNROLL _Pragma("unroll")
 #define MKC_NO_UNROLL _Pragma("unroll 1")
 
@@ -15,11 +16,11 @@ using uint8 = unsigned char;
 using uint32 = unsigned int;
 using uint64 = unsigned long long;
 
-constexpr float kInf = __builtin_bit_cast(float, 0x7F800000u);  // NVRTC has no __builtin_huge_valf
-constexpr float kNan = __builtin_bit_cast(float, 0x7FC00000u);
+inline constexpr float kInf = __builtin_bit_cast(float, 0x7F800000u);  // NVRTC has no __builtin_huge_valf
+inline constexpr float kNan = __builtin_bit_cast(float, 0x7FC00000u);
 
 // ---- who am I: `lanes` threads run a task together, in `teams` that each reduce on their own
-constexpr int kTeamLanes = 32;
+inline constexpr int kTeamLanes = 32;
 #ifdef MKC_STREAMS  // a streaming worker runs portable bodies on the warps that talk: threads 256 to 383
 MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x) - 256; }
 MKC_DEVICE int lanes() { return 128; }
@@ -234,7 +235,7 @@ MKC_DEVICE void copy_row(T* to, const T* from, int n) {
 
 // For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).
 // Blocks of k are folded on their own first, which keeps long sums accurate; the order is fixed by depth alone.
-constexpr int kTeamColumns = kTeamLanes;  // as many columns as are worth handing to a team at once
+inline constexpr int kTeamColumns = kTeamLanes;  // as many columns as are worth handing to a team at once
 template <class R, int M, class F, class Done>
 MKC_DEVICE void column_reduce(int depth, int width, F f, Done done) {
   using T = decltype(f(0, 0, 0));

@@ -3,9 +3,9 @@
 
 namespace mkc {
 
-constexpr int kBytesAtOnce = 16;
-constexpr int kMaxTeams = 8;
-constexpr int kScratchFloats = 4224;  // four rows of 130 from each team, and a little
+inline constexpr int kBytesAtOnce = 16;
+inline constexpr int kMaxTeams = 8;
+inline constexpr int kScratchFloats = 4224;  // four rows of 130 from each team, and a little
 MKC_DEVICE float* scratch() {  // memory that the teams of a worker share for the time of a task
   __shared__ alignas(16) float memory[kScratchFloats];
   return memory;
@@ -27,7 +27,7 @@ MKC_DEVICE float exp_below(float x) {  // of what is not positive; the smallest 
   return power;
 }
 
-constexpr int lanes_across(int runs) {  // the power of two that holds them, at most a team
+MKC_CONSTEXPR int lanes_across(int runs) {  // the power of two that holds them, at most a team
   int count = 1;
   while (count < runs && count < kTeamLanes) count *= 2;
   return count;

@@ -9,6 +9,7 @@
 #define MKC_DEVICE inline __attribute__((always_inline))
 #define MKC_BODY inline __attribute__((noinline))  // one function each: a page in one function compiles badly
 #define MKC_NOINLINE inline __attribute__((noinline))
+#define MKC_CONSTEXPR constexpr  // computed by the compiler
 #define MKC_UNROLL _Pragma("GCC unroll 16")
 
 namespace mkc {
@@ -19,11 +20,11 @@ using uint8 = uint8_t;
 using uint32 = uint32_t;
 using uint64 = unsigned long long;
 
-constexpr float kInf = __builtin_huge_valf();
-constexpr float kNan = __builtin_nanf("");
+inline constexpr float kInf = __builtin_huge_valf();
+inline constexpr float kNan = __builtin_nanf("");
 
 // ---- who am I: `lanes` threads run a task together, in `teams` that each reduce on their own
-constexpr int kTeamLanes = 1;
+inline constexpr int kTeamLanes = 1;
 MKC_DEVICE int lane() { return 0; }
 MKC_DEVICE int lanes() { return 1; }
 MKC_DEVICE int team() { return 0; }
@@ -93,7 +94,15 @@ MKC_DEVICE void narrow(float v, bf16& out) {
   const uint32 rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   out.bits = static_cast<uint16_t>(v != v ? 0x7FC0u : rounded);
 }
-MKC_DEVICE void narrow(float v, f16& out) { out.bits = __builtin_bit_cast(uint16_t, static_cast<_Float16>(v)); }
+// Rounded by hand, so that loops become SIMD; an addition rounds what will be subnormal. Clang before 15 has no _Float16.
+MKC_DEVICE void narrow(float v, f16& out) {
+  const uint32 bits = float_to_bits(v), magnitude = bits & 0x7FFFFFFFu;
+  const uint32 normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32 tiny = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3F000000u;
+  const uint32 huge = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;  // not a number, or infinite
+  const uint32 rounded = magnitude < 0x38800000u ? tiny : (magnitude < 0x477FF000u ? normal : huge);
+  out.bits = static_cast<uint16_t>(rounded | (bits >> 16 & 0x8000u));
+}
 
 // ---- mathematics, written so that loops over it become SIMD
 MKC_DEVICE float sqrt(float x) { return __builtin_sqrtf(x); }
@@ -226,7 +235,7 @@ MKC_DEVICE void copy_row(T* to, const T* from, int n) {
 
 // For M rows and `width` neighbouring columns: R::of folded over f(row, column, k), k < depth, then done(row, column, result).
 // Blocks of k are folded on their own first, which keeps long sums accurate; the order is fixed by depth alone.
-constexpr int kTeamColumns = 256;  // as many columns as are worth handing to a team at once
+inline constexpr int kTeamColumns = 256;  // as many columns as are worth handing to a team at once
 template <class R, int M, int Ways, class F, class Done>
 MKC_DEVICE void column_block(int depth, int begin, F f, Done done) {
   using T = decltype(f(0, 0, 0));

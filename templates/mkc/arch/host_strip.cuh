@@ -3,9 +3,9 @@
 
 namespace mkc {
 
-constexpr int kBytesAtOnce = 1;
-constexpr int kMaxTeams = 1;
-constexpr int kScratchFloats = 1024;
+inline constexpr int kBytesAtOnce = 1;
+inline constexpr int kMaxTeams = 1;
+inline constexpr int kScratchFloats = 1024;
 MKC_DEVICE float* scratch() {  // memory that the teams of a worker share for the time of a task
   static thread_local float memory[kScratchFloats];
   return memory;
@@ -15,10 +15,12 @@ MKC_DEVICE float team_swap(float value, int) { return value; }  // with the lane
 
 // sixteen values in a register, or in as many as this machine needs
 using Pack = float __attribute__((vector_size(64)));
-using LoosePack = float __attribute__((vector_size(64), aligned(4), may_alias));
-using LooseWords = uint16_t __attribute__((vector_size(32), aligned(2), may_alias));
+using Words = uint16_t __attribute__((vector_size(32)));
 using WideWords = uint32 __attribute__((vector_size(64)));
-constexpr int kPack = 16;
+// the same where they lie in memory, aligned as their elements are; clang takes this only before the `=`
+using LoosePack __attribute__((aligned(4), may_alias)) = Pack;
+using LooseWords __attribute__((aligned(2), may_alias)) = Words;
+inline constexpr int kPack = 16;
 MKC_DEVICE Pack pack(const float* p) { return *reinterpret_cast<const LoosePack*>(p); }
 MKC_DEVICE WideWords wide_words(const void* p) {
   return __builtin_convertvector(*static_cast<const LooseWords*>(p), WideWords);

@@ -82,6 +82,7 @@ MKC_DEVICE void bulk_copy(uint32 to, const void* from, int bytes, uint32 barrier
 MKC_DEVICE void copy_async(uint32 to, const void* from) {  // 16 bytes, awaited by `copies_done` of the same thread
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\ncp.async.commit_group;" ::"r"(to), "l"(from) : "memory");
 }
+MKC_DEVICE void fetch_ahead(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }  // a hint
 MKC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 template <int Count>

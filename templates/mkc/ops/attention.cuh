@@ -8,9 +8,9 @@
 
 namespace mkc::ops {
 
-constexpr int common_divisor(long long a) { return static_cast<int>(a); }
+MKC_CONSTEXPR int common_divisor(long long a) { return static_cast<int>(a); }
 template <class... Rest>
-constexpr int common_divisor(long long a, long long b, Rest... rest) {
+MKC_CONSTEXPR int common_divisor(long long a, long long b, Rest... rest) {
   while (b != 0) {
     const long long remainder = a % b;
     a = b, b = remainder;
@@ -19,9 +19,9 @@ constexpr int common_divisor(long long a, long long b, Rest... rest) {
 }
 
 template <class... Views>
-constexpr int first_rank = 0;
+inline constexpr int first_rank = 0;
 template <class First, class... Others>
-constexpr int first_rank<First, Others...> = First::kRank;
+inline constexpr int first_rank<First, Others...> = First::kRank;
 
 // kRun elements are loaded at once. Rest: the limit if there is one, then the numbers of the parts if there are many.
 template <int kRun, class Scale, int kParts, int kChunk, class Out, class Q, class K, class V, class... Rest>

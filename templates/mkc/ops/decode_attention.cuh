@@ -143,6 +143,19 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   }
 
   // ---- the talking part
+  // Two tasks earlier: keys and values that memory has had since earlier steps. A position that is out of date does no harm.
+  template <class Page>
+  MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range* r) {
+    constexpr int kLines = D * 2 / 128;  // of a row
+    const Where where(r, talk.position(p[7]));
+    MKC_NO_UNROLL
+    for (int i = talk.thread();; i += kTalkThreads) {
+      const int row = where.first(i / kLines / kTile) + i / kLines % kTile;
+      if (row >= where.cached) break;
+      const long long at = where.head * Step0 + row * Step1 + i % kLines * 64;
+      fetch_ahead(Cache(p[2]).data + at), fetch_ahead(Cache(p[3]).data + at);
+    }
+  }
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int64 position = talk.position(p[7]);

@@ -6,25 +6,15 @@
 
 namespace mkc::ops {
 
-template <class Expr, class Eps, class Y, class X, class... Extras>
+template <class Expr, class Eps, class... Views>
 struct LayerNorm {
-  static constexpr int kRows = Y::kRank - 1;
-  static constexpr int kWidth = Y::extent(kRows);
-
   MKC_DEVICE static void run(void* const* p, const Range* r) {
-    const Y y(p[0]);
-    const X x(p[1]);
-    const Each<Extras...> extras(p + 2);
-    for_rows<kRows>(r, [=](const int* row) {
-      const auto in = [=](int k) -> float { return load(at_row(x, row, k)); };
-      const float mean = team_reduce<fold::sum>(kWidth, in) / kWidth;
+    map_rows<Expr, Views...>(p, r, [](auto in, int width) {
+      const float mean = team_reduce<fold::sum>(width, in) / width;
       const auto centred = [=](int k) { return in(k) - mean; };
-      const float squares = team_reduce<fold::sum>(kWidth, [=](int k) { return centred(k) * centred(k); });
-      const float scale = 1.0f / mkc::sqrt(squares / kWidth + Eps::of());
-      for_team(kWidth, [=](int k) {
-        const auto at = [=](const auto& view) -> auto& { return at_row(view, row, k); };
-        store(at(y), extras.template of<Expr>(at, centred(k) * scale));
-      });
+      const float squares = team_reduce<fold::sum>(width, [=](int k) { return centred(k) * centred(k); });
+      const float scale = 1.0f / mkc::sqrt(squares / width + Eps::of());
+      return [=](int k) { return centred(k) * scale; };
     });
   }
 };

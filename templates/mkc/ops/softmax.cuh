@@ -6,25 +6,14 @@
 
 namespace mkc::ops {
 
-template <class Expr, bool Log, class Y, class X, class... Extras>
+template <class Expr, bool Log, class... Views>
 struct Softmax {
-  static constexpr int kRows = Y::kRank - 1;
-  static constexpr int kWidth = Y::extent(kRows);
-
   MKC_DEVICE static void run(void* const* p, const Range* r) {
-    const Y y(p[0]);
-    const X x(p[1]);
-    const Each<Extras...> extras(p + 2);
-    for_rows<kRows>(r, [=](const int* row) {
-      const auto in = [=](int k) { return load(at_row(x, row, k)); };
-      const float top = team_reduce<fold::maximum>(kWidth, in);
-      const float total = team_reduce<fold::sum>(kWidth, [=](int k) { return mkc::exp(in(k) - top); });
+    map_rows<Expr, Views...>(p, r, [](auto in, int width) {
+      const float top = team_reduce<fold::maximum>(width, in);
+      const float total = team_reduce<fold::sum>(width, [=](int k) { return mkc::exp(in(k) - top); });
       const float scale = 1.0f / total, shift = top + mkc::log(total);
-      for_team(kWidth, [=](int k) {
-        const auto at = [=](const auto& view) -> auto& { return at_row(view, row, k); };
-        if constexpr (Log) store(at(y), extras.template of<Expr>(at, in(k) - shift));
-        else store(at(y), extras.template of<Expr>(at, mkc::exp(in(k) - top) * scale));
-      });
+      return [=](int k) { return Log ? in(k) - shift : mkc::exp(in(k) - top) * scale; };
     });
   }
 };

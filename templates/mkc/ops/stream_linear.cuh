@@ -1,6 +1,7 @@
 // y[n] = Expr(sum_k x'[k] w[n, k], extras[n]...): weights come through the ring, in the order in which they are multiplied
 #pragma once
 
+#include <mkc/best.cuh>
 #include <mkc/expr.cuh>
 #include <mkc/rows.cuh>
 #include <mkc/worker_sm90.cuh>
@@ -189,17 +190,25 @@ struct Extras<0, First, Rest...> {
   }
 };
 
-// Operands: y, x, then gain [K] with Norm, lse [S, H] and position when Merge > 0, then extras.
-template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, class Y, class X, class... Rest>
+// Operands: y, x, then gain [K] with Norm, lse [S, H] and position when Merge > 0, then extras. When Best > 0, y has an
+// entry for every so many outputs, a task's, which says which of them is the best.
+template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
   static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
   static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
   using P = Passage<Tiles, Fragments>;
+  static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
     multiply_tiles<Tiles, Fragments>(c);
+  }
+
+  // Two tasks earlier: what only this task reads is seldom near.
+  template <class Page>
+  MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range*) {
+    if (Norm && talk.thread() < Depth / 64) fetch_ahead(static_cast<const bf16*>(p[2]) + talk.thread() * 64);
   }
 
   template <class Page>
@@ -208,6 +217,7 @@ struct StreamLinear {
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
     Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
     uint32 misfit = 0;
+    mkc::Best best;
     float scale = kRaw ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
     else scale = input(talk, p, scale);
@@ -217,8 +227,12 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit);
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
+    }
+    if constexpr (Best > 0) {
+      best = best.of_all(talk);
+      if (word == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
     talk.report(misfit);
   }
@@ -242,7 +256,8 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit) {
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit,
+                                mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
       const Four other = total(talk, word * 32 + 16, scale);
@@ -252,7 +267,10 @@ struct StreamLinear {
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i]);
     }
-    if constexpr (kIsPublished<Y>) {
+    if constexpr (Best > 0) {
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
+    } else if constexpr (kIsPublished<Y>) {
       store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
     } else {
       const Y out(y);
