@@ -72,6 +72,7 @@ def bench(
         measuring = import_module("mkc.bench.run")  # needs packages that are not installed for everyone
     except ImportError as error:
         raise TargetError(f'mkc bench needs transformers: pip install "mkc-compiler[hf]" ({error})') from error
+    import_module("transformers.utils.logging").disable_progress_bar()  # there is one of ours
     wanted = measuring.Wanted(
         model, device, tuple(context or (128,)), steps, repeats, baselines or ("lean" if device == "cuda" else "eager"),
         dtype, workers, tune, seconds, ("mkc", *sys.argv[1:]),
