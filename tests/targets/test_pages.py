@@ -1,6 +1,7 @@
 """Pages of the examples and of every operator compile, here, without a GPU: by NVRTC for each of them, by nvcc, and by g++."""
 
 import importlib.util
+import sys
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name.replace("/", "_"), EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # whose code is traced by its module's name
     spec.loader.exec_module(module)
     return module
 
