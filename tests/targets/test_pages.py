@@ -1,9 +1,9 @@
 """Pages of the examples and of every operator compile, here, without a GPU: by NVRTC for each of them, by nvcc, and by g++."""
 
 import importlib.util
-import sys
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
