@@ -4,13 +4,10 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Storage
-from mkc.ir.program import ENTRY, STREAM, Pack, Streams
+from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, SLOT_FRAGMENTS, STREAM, Pack, Streams
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ops import registry
 
-SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
-SLOT_FRAGMENTS = 4  # of each compute warp
-FIXED_BYTES = 64 + 4 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 LEAST_SLOTS = 6
 

@@ -22,6 +22,7 @@ from mkc.ir.expr import Arg, Call, Const
 from mkc.ir.graph import Graph, Kind
 from mkc.ir.patterns import Overlap, Patterns
 from mkc.ir.program import Part, Program
+from mkc.ir.published import Polls
 from mkc.ir.span import Span, span
 from mkc.ir.tiling import TileMap
 from mkc.passes.encode import encode
@@ -162,7 +163,7 @@ def test_the_checker_is_on_and_can_be_switched_off(monkeypatch: pytest.MonkeyPat
 def test_the_order_is_that_of_brute_force(name: str) -> None:
     program = plan(name).made.program
     for section, lowering in enumerate(plan(name).made.sections):
-        found, count = order.order_of(program, section), len(lowering.tasks.tasks)
+        found, count = order.orders_of(program, section, Polls()).complete, len(lowering.tasks.tasks)
         steps = 1 + program.meanings[section].loops
         truth = by_plan(lowering.schedule, steps)
         for then in range(count):
