@@ -1,18 +1,26 @@
 """Tasks -> TaskGraph. A task comes after every earlier task whose tile it would disturb, or be disturbed by."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from itertools import chain, pairwise
 
-from mkc.ir.graph import Graph
+from mkc.ir.graph import Graph, Kind
 from mkc.ir.span import Span
-from mkc.ir.tasks import Access, Task, TaskGraph, Tasks, access
+from mkc.ir.tasks import WORDS, Access, Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
+from mkc.ops import registry
+from mkc.passes._reach import Found, Reach, merged
 
 Ranges = tuple[Range, ...]
 
 
-def link(tasks: Tasks) -> TaskGraph:
-    """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step."""
+def link(tasks: Tasks, workers: int = 0) -> TaskGraph:
+    """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step.
+
+    Among `workers` the tasks of pinned nodes have their places already, where words are published.
+    """
+    if any(storage.kind is Kind.WORDS for storage in tasks.graph.storages):
+        return _link_published(tasks, workers)
     count = len(tasks.tasks)
     memories: dict[str, _Memory] = {}
     reach = _Reach(tasks)
@@ -30,6 +38,74 @@ def link(tasks: Tasks) -> TaskGraph:
     stop = tuple((lo - last, hi - last) for lo, hi in settled)
     carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
+
+
+def _link_published(tasks: Tasks, workers: int) -> TaskGraph:
+    """The same where some results are published.
+
+    The decision about another step then comes after all of this one, so that no word is overwritten before it was read.
+    """
+    count = len(tasks.tasks)
+    memories: dict[str, _Memory] = {}
+    reach = Reach(tasks, workers)
+    after: list[Ranges] = []
+    stop: Ranges = ()
+    for step in range(1 + tasks.graph.loops):
+        for node, (first, end) in enumerate(pairwise(tasks.first)):
+            for local in range(first, end):
+                found = _found(memories, tasks, tasks.tasks[local], step * count + local)
+                after.append(reach.reduced(_apart(found, step * count + first) if tasks.tilings[node].apart else found))
+            for memory in memories.values():
+                memory.settle(step * count + first)
+        if step == 0 and tasks.graph.until is not None:
+            stop = merged((*_settled(memories, tasks.graph), *reach.leaves()))
+            reach.begin = reach.after(stop)
+    carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
+    return TaskGraph(tasks, tuple(after[:count]), carried, stop)
+
+
+def _found(memories: "dict[str, _Memory]", tasks: Tasks, task: Task, number: int) -> Found:
+    """As `_conflicts`; a task never waits for itself, since it stays in its queue from step to step."""
+    made, read, polled = list[Range](), list[Range](), list[Range]()
+    for touched in task.reads:
+        (polled if touched.memory == WORDS else made).extend(_at(memories, touched).writers_of(touched.span))
+    sure = [(whole, _at(memories, touched).writers_of(touched.span)) for touched, whole in _sure(tasks, task)]
+    for touched in task.writes:
+        if touched.memory != WORDS:
+            made += _at(memories, touched).writers.meeting(touched.span)
+        read += _at(memories, touched).readers.meeting(touched.span)
+    for touched in task.writes:
+        _at(memories, touched).write(touched.span, number)
+    for touched in task.reads:
+        _at(memories, touched).readers.add(touched.span, number)
+    itself = {number, number - len(tasks.tasks)}
+    certain = [r for _, ranges in sure for r in ranges]
+    complete = [r for whole, ranges in sure if whole for r in ranges]
+    return Found(*(_but(itself, ranges) for ranges in (made, read, polled, certain, complete)))
+
+
+def _sure(tasks: Tasks, task: Task) -> Iterable[tuple[Access, bool]]:
+    """The words that a task waits for whatever the data are, and whether they are all of their tensor."""
+    node, tiling = tasks.graph.nodes[task.node], tasks.tilings[task.node]
+    streaming = registry()[node.op].streaming
+    for tile_map in streaming.surely(node, tiling, task.ranges) if streaming else ():
+        storage = tile_map.tensor.storage
+        if storage.kind is Kind.WORDS:
+            words = access(tile_map.tensor, tile_map.at(task.ranges))
+            yield words, words.span.is_dense and words.span.stop - words.span.start == storage.nbytes
+
+
+def _apart(found: Found, first: int) -> Found:
+    """Without tasks of the same node."""
+    return Found(*(_clipped(r, 0, first) for r in (found.made, found.read, found.polled, found.sure, found.whole)))
+
+
+def _but(itself: AbstractSet[int], ranges: Iterable[Range]) -> Ranges:
+    """The ranges without two tasks."""
+    rest = merged(ranges)
+    for at in itself:
+        rest = tuple(r for lo, hi in rest for r in ((lo, min(hi, at)), (max(lo, at + 1), hi)) if r[0] < r[1])
+    return rest
 
 
 def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int) -> Ranges:

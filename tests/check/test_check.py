@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_words_that_point_elsewhere_are_named(table: str, change: Callable[[np.n
 
 def test_a_flag_that_is_read_too_early_is_refused() -> None:
     program = broken(counter(), "sections", lambda s: s["stop_waits"].__setitem__(0, 0), workers=2)
-    message = refusal(program, 2)
+    message = refusal(replace(program, bounds=np.array([0, 0, 2], np.uint32)), 2)  # worker 0, which decides, has no tasks
     assert "whether to run another step is read from stop:bool[scalar] while task 1 may yet write it" in message
 
 
@@ -119,7 +120,8 @@ def test_a_counter_that_a_later_step_could_fill_is_refused() -> None:
     def join(tasks: np.ndarray) -> None:
         tasks["signal"][2], tasks["waits"][2] = 0, 0
 
-    program = broken(b.finish((), loops=True), "tasks", join, workers=3)
+    with mock.patch("mkc.passes.schedule._soonest", lambda workers, awaited: workers.first_free()):
+        program = broken(b.finish((), loops=True), "tasks", join, workers=3)
     program.waits["fanin"][program.waits["event"] == 0] = 2
     assert "task 2 may signal event 0 of a step before task 0 has signalled that of the step before" in refusal(program, 3)
 
