@@ -6,7 +6,7 @@ import numpy as np
 
 from mkc.errors import UnsoundPlan
 from mkc.ir.dtype import DType
-from mkc.ir.graph import Kind
+from mkc.ir.graph import Kind, Storage
 from mkc.ir.program import (
     FIXED_BYTES,
     MAX_OPERANDS,
@@ -41,6 +41,7 @@ def check_streams(program: Program, target: Target) -> None:
     for part in parts:
         if len(part.maps) > MAX_OPERANDS:
             raise unsound(program, f"{part.name} has {len(part.maps)} operands, and an entry holds {MAX_OPERANDS}", part.tasks[0])
+    _kept_positions(program, parts)
     places: dict[int, Place] = {}
     for part in streaming:
         _told_apart(program, part)
@@ -92,6 +93,21 @@ def _pinned(program: Program, part: Part) -> None:
         for task in program.queue[program.bounds[worker] : program.bounds[worker + 1]].tolist():
             if first <= task < end and (task - first) * program.num_workers // (end - first) != worker:
                 raise unsound(program, f"task {task} of {part.name} is pinned, and not to worker {worker}", task)
+
+
+def _kept_positions(program: Program, parts: list[Part]) -> None:
+    """A worker keeps an integer that a streaming body has read until the step ends, so nobody may change it for another."""
+    kept, stale = set[Storage](), set[Storage]()
+    for part in parts:
+        integers = {m.tensor.storage for m in part.maps if part.streamed and m.tensor.dtype is DType.I64} - _written(part)
+        if not stale.isdisjoint(integers):
+            raise unsound(program, f"{part.name} may find an integer as it was before this step changed it", part.tasks[0])
+        kept |= integers
+        stale |= kept & _written(part)
+
+
+def _written(part: Part) -> set[Storage]:
+    return {m.tensor.storage for m in part.tiling.omaps}
 
 
 # ---- packed memory

@@ -9,7 +9,7 @@ from mkc.ir.span import Span
 from mkc.ir.tasks import WORDS, Access, Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
 from mkc.ops import registry
-from mkc.passes._reach import Found, Reach, merged
+from mkc.passes._reach import Found, Known, Reach, merged
 
 Ranges = tuple[Range, ...]
 
@@ -59,7 +59,8 @@ def _link_published(tasks: Tasks, workers: int) -> TaskGraph:
                 memory.settle(step * count + first)
         if step == 0 and tasks.graph.until is not None:
             stop = merged((*_settled(memories, tasks.graph), *reach.leaves()))
-            reach.begin = reach.after(stop)
+            everything = Known(0, (1 << len(tasks.graph.nodes)) - 1)  # stands before some leaf, so has been read
+            reach.begin = reach.after(stop) | everything
     carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
