@@ -49,7 +49,7 @@ def lower(graph: Graph, target: Target, policy: str = "static") -> Lowering:
     fused = stream(fuse(graph), target) if target.streams else fuse(graph)
     placed = place(fused)
     tasks = tile(placed, target)
-    linked = link(tasks)
+    linked = link(tasks, target.workers)
     events = signal(linked)
     return Lowering(graph, fused, placed, tasks, linked, events, schedule(events, target, policy))
 
@@ -62,7 +62,7 @@ def compile_graphs(graphs: Sequence[Graph], target: Target, policy: str = "stati
     target = replace(target, streams=target.streams and len(graphs) == 1 and policy == "static")
     sections = tuple(lower(graph, target, policy) for graph in graphs)
     program = encode([section.schedule for section in sections])
-    if config.checks() and not program.streams:  # words that carry their use count are not proved yet
+    if config.checks():
         check(program, target)
     source = render(program, target, summary=summarise([s.schedule for s in sections], program))
     return Compilation(sections, program, source, target)

@@ -6,9 +6,11 @@ of which tensors they touch. Order comes from what the device does with the word
 
 from mkc.ir.conflicts import check_conflicts
 from mkc.ir.contents import check_contents
-from mkc.ir.order import order_of
+from mkc.ir.order import orders_of
 from mkc.ir.patterns import Patterns
 from mkc.ir.program import Program
+from mkc.ir.published import polls_of
+from mkc.ir.streams import check_streams
 from mkc.ir.target import Target
 from mkc.ir.words import check_words
 
@@ -16,7 +18,9 @@ from mkc.ir.words import check_words
 def check(program: Program, target: Target) -> None:
     """Raises UnsoundPlan, which shows the tasks at fault and their words."""
     check_words(program, target)
+    check_streams(program, target)
     patterns = Patterns(program)
     for section in range(len(program.sections)):
         check_contents(program, section, patterns)
-        check_conflicts(program, section, order_of(program, section), patterns)
+        polls = polls_of(program, section, patterns)
+        check_conflicts(program, section, orders_of(program, section, polls), patterns)

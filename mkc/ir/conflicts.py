@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mkc.errors import UnsoundPlan
 from mkc.ir.graph import Kind, Tensor
-from mkc.ir.order import Order
+from mkc.ir.order import Order, Orders
 from mkc.ir.patterns import Pattern, Patterns
 from mkc.ir.program import Part, Program
 from mkc.ir.refusal import unsound
@@ -33,6 +33,10 @@ class Touch:
     base: int  # where the view begins in it
     hull: Range  # from the first byte touched to the last
 
+    @property
+    def is_words(self) -> bool:
+        return self.tensor.storage.kind is Kind.WORDS
+
 
 @dataclass(slots=True, eq=False)
 class _Entry:
@@ -40,15 +44,16 @@ class _Entry:
     left: list[Range]  # bytes that nobody has overwritten since, or more
 
 
-def check_conflicts(program: Program, section: int, order: Order, patterns: Patterns) -> None:
+def check_conflicts(program: Program, section: int, orders: Orders, patterns: Patterns) -> None:
     meaning = program.meanings[section]
-    check = _Check(program, order, patterns, meaning.tasks[0])
+    check = _Check(program, orders, patterns, meaning.tasks[0], _seen(program, section, orders.complete))
     parts = [tuple(_touches(part, patterns)) for part in meaning.parts]
     ledgers: dict[str, list[_Entry]] = defaultdict(list)
     for touches in parts:
         check.apart(touches)
         for touch in touches:
-            check.behind(ledgers[touch.memory], touch, order.now)
+            if not touch.is_words:  # who reads words waits for them
+                check.behind(ledgers[touch.memory], touch, later=False)
         _overwrite(ledgers, touches)
         for touch in touches:
             ledgers[touch.memory].append(_Entry(touch, [touch.hull]))
@@ -57,8 +62,21 @@ def check_conflicts(program: Program, section: int, order: Order, patterns: Patt
     if meaning.loops:
         for touches in parts:
             for touch in touches:
-                check.behind(ledgers[touch.memory], touch, order.ago)
-            _overwrite(ledgers, touches)
+                check.behind(ledgers[touch.memory], touch, later=True)
+            _overwrite(ledgers, [touch for touch in touches if not touch.is_words])
+
+
+def _seen(program: Program, section: int, order: Order) -> NDArray[np.int32]:
+    """What tasks of a step find complete when they read: compute warps may begin before the task before them is over."""
+    if program.streams is None:
+        return order.now
+    marked = program.queue[program.streams.early].astype(np.int64)
+    computing = [part for part in program.meanings[section].parts if part.streamed and part.streamed.computes]
+    mine = np.concatenate([np.arange(*part.tasks) for part in computing])
+    early = marked[np.isin(marked, mine)] - program.meanings[section].tasks[0]
+    seen = order.now.copy()
+    seen[early, order.chain[early]] -= 2
+    return seen
 
 
 def _touches(part: Part, patterns: Patterns) -> Iterator[Touch]:
@@ -91,33 +109,43 @@ def _less(run: Range, lo: int, hi: int) -> list[Range]:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Check:
     program: Program
-    order: Order
+    orders: Orders
     patterns: Patterns
     first: int  # the section's first task
+    seen: NDArray[np.int32]
 
-    def behind(self, entries: list[_Entry], then: Touch, clocks: NDArray[np.int32]) -> None:
+    def behind(self, entries: list[_Entry], then: Touch, later: bool) -> None:
         """Every task of `then` comes after all in the ledger that it could disturb, or be disturbed by."""
         lo, hi = then.hull
         for entry in entries:
             touch = entry.touch
             start, stop = touch.hull
-            if start < hi and lo < stop and (touch.writes or then.writes):
-                self._behind(touch, then, clocks)
+            if start < hi and lo < stop and (touch.writes or then.writes) and not _is_apart(touch, then):
+                self._behind(touch, then, self._clocks(touch, then, later), later)
 
-    def _behind(self, touch: Touch, then: Touch, clocks: NDArray[np.int32]) -> None:
+    def _clocks(self, touch: Touch, then: Touch, later: bool) -> NDArray[np.int32]:
+        """Words tell themselves which step they are of; and whoever overwrites need only know that all have read."""
+        if touch.is_words or not touch.writes:
+            return self.orders.reading.ago if later else self.orders.reading.now
+        if later:
+            return self.orders.complete.ago
+        return self.orders.complete.now if then.writes else self.seen
+
+    def _behind(self, touch: Touch, then: Touch, clocks: NDArray[np.int32], later: bool) -> None:
         overlap = self.patterns.overlap(touch.pattern, then.pattern, then.base - touch.base)
         if overlap is None:
             return
         tasks = overlap.tasks + (touch.part.tasks[0] - self.first)
         need = np.zeros((overlap.count, clocks.shape[1]), np.int32)
-        np.maximum.at(need, (overlap.columns, self.order.chain[tasks]), self.order.place[tasks])
+        order = self.orders.complete
+        np.maximum.at(need, (overlap.columns, order.chain[tasks]), order.place[tasks])
         lo, hi = then.part.tasks[0] - self.first, then.part.tasks[1] - self.first
         late = np.argwhere(clocks[lo:hi] < need[overlap.column_of])
         if len(late):
             task, chain = late[0].tolist()
             column = tasks[overlap.columns == overlap.column_of[task]]
-            unordered = column[(self.order.chain[column] == chain) & (self.order.place[column] > clocks[lo + task, chain])]
-            across = "" if clocks is self.order.now else "the next step's "
+            unordered = column[(order.chain[column] == chain) & (order.place[column] > clocks[lo + task, chain])]
+            across = "the next step's " if later else ""
             raise self._race(touch, int(unordered[0]) + self.first, then, then.part.tasks[0] + task, across)
 
     def apart(self, touches: tuple[Touch, ...]) -> None:
@@ -126,12 +154,12 @@ class _Check:
             for other in touches[number + 1 :]:
                 if write.writes and write.memory == other.memory:
                     self._apart(write, other)
-            if write.writes:
+            if write.writes and not _is_apart(write, write):
                 self._alone(write, write)
 
     def _apart(self, write: Touch, other: Touch) -> None:
         same = write.base == other.base and write.pattern is other.pattern and not other.writes
-        if same:
+        if same or _is_apart(write, other):
             return
         overlap = self.patterns.overlap(write.pattern, other.pattern, other.base - write.base)
         if overlap is not None:
@@ -159,7 +187,8 @@ class _Check:
             meets = (touch.pattern.starts + touch.base <= at) & (at < touch.pattern.stops + touch.base)
             tasks = np.flatnonzero(meets[touch.pattern.box_of]) + touch.part.tasks[0]
             local = tasks - self.first
-            late = tasks[self.order.place[local] > self.order.decided[self.order.chain[local]]]
+            order = self.orders.complete
+            late = tasks[order.place[local] > order.decided[order.chain[local]]]
             if len(late):
                 task = int(late[0])
                 sentence = f"whether to run another step is read from {flag} while task {task} may yet write it"
@@ -175,6 +204,11 @@ class _Check:
             f"  {other} {self.program.names[other]} {b}",
         ]
         return unsound(self.program, "\n".join(sentence), one, other)
+
+
+def _is_apart(one: Touch, other: Touch) -> bool:
+    """What tasks of one part do not share though their boxes do; each stays in its queue from step to step."""
+    return one.part is other.part and one.part.tiling.apart and not one.is_words
 
 
 def _told(touch: Touch, task: int) -> tuple[str, int, int]:

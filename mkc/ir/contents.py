@@ -12,7 +12,7 @@ from mkc.ir.program import Part, Program
 from mkc.ir.refusal import unsound
 from mkc.ir.span import Span
 
-MADE = (Kind.ARENA, Kind.OUTPUT)  # what a program finds uninitialised
+MADE = (Kind.ARENA, Kind.OUTPUT, Kind.WORDS)  # what a program finds uninitialised, or left by the step before
 
 
 def check_contents(program: Program, section: int, patterns: Patterns) -> None:

@@ -2,19 +2,23 @@
 
 What orders tasks: a worker's queue, an event that has all its signals, the decision about another step. A wait is taken
 to be one for *all* signals of its step; that it is, although counters do not say who signalled, is proved at the end,
-from this very order (docs/device-protocol.md, "Why counting is enough"). Another kind of edge, such as words that carry
-their own step, would be one more clock in `_Clocks.before`.
+from this very order (docs/device-protocol.md, "Why counting is enough"). Published words make no memory visible but
+themselves. Yet who finds one knows that whoever published it has done with its earlier tasks, and looks at their inputs no
+more: that is an order of its own, `Order.reading`, good for overwriting what was read and for nothing else.
 """
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mkc.ir.patterns import Ints
 from mkc.ir.program import Program
 from mkc.ir.progress import Group, Progress
+from mkc.ir.published import Polls
 
 Clock = NDArray[np.int32]  # per chain: how many of its tasks are surely over
 
@@ -34,30 +38,61 @@ class Order:
     decided: Clock
 
 
-def order_of(program: Program, section: int) -> Order:
+@dataclass(frozen=True, slots=True, eq=False)
+class Orders:
+    """What is complete and visible before a task, and what has at least been read: by polls too."""
+
+    complete: Order
+    reading: Order
+
+
+def orders_of(program: Program, section: int, polls: Polls) -> Orders:
     """Raises UnsoundPlan for waits that could never end, and for counters that could count a later step's signals."""
-    progress = Progress(program, section)
-    now = _Clocks(progress)
+    progress, loops = Progress(program, section, polls), program.meanings[section].loops
+    reading = _order(progress, loops, polls)
+    overtaken = _overtaken(progress, reading) if loops else {}
+    if overtaken:
+        event, (task, other) = next(iter(overtaken.items()))
+        sentence = f"task {{}} may signal event {event} of a step before task {{}} has signalled that of the step before"
+        raise progress.refusal(sentence, task, other)
+    return Orders(_complete(progress, loops) if polls.groups else reading, reading)
+
+
+def _complete(progress: Progress, loops: bool) -> Order:
+    """Polls order nothing here, nor do events that polls alone keep from being overtaken."""
+    unsure: set[int] = set()
+    while True:
+        order = _order(progress, loops, Polls(), unsure)
+        more = set(_overtaken(progress, order)) - unsure if loops else set()
+        if not more:
+            return order
+        unsure |= more
+
+
+def _order(progress: Progress, loops: bool, polls: Polls, unsure: AbstractSet[int] = frozenset()) -> Order:
+    now = _Clocks(progress, polls, unsure)
     for task in progress.order:
         now.append(task)
-    decided = now.joined(event for event, lag in progress.stop if not lag)
+    decided = now.joined(event for event, lag in progress.stop if not lag and event not in unsure)
     if not progress.is_dynamic and progress.queues[0]:
         decided = np.maximum(decided, now.rows[progress.queues[0][-1]])  # worker 0 decides
     ago = now.rows
-    if program.meanings[section].loops:
-        later = _Later(progress, now, decided)
+    if loops:
+        later = _Later(progress, polls, unsure, now, decided)
         for task in progress.order:
             later.enter(task, later.before(task))
         ago = later.rows
-        _refuse_overtaking(progress, now, ago)
     return Order(now.chain, now.spot, now.rows, ago, decided)
 
 
 class _Clocks:
     """The clocks of one step, task by task as they are entered."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, polls: Polls, unsure: AbstractSet[int]) -> None:
         self.progress = progress
+        self.polls = polls
+        self.unsure = unsure
+        self.read: dict[int, Clock] = {}  # by group of those who publish
         count = len(progress.signal)
         queues = [] if progress.is_dynamic else progress.queues
         self.previous = {then: task for queue in queues for task, then in pairwise(queue)}
@@ -72,7 +107,20 @@ class _Clocks:
 
     def before(self, task: int) -> Clock:
         """What must be over before a task begins."""
-        return self._joined(self._awaited(self.progress.group[task]), self._ahead(task))
+        polled = (self._polled(group) for group in self.polls.sure.get(task, ()))
+        return self._joined(self._awaited(self.progress.group[task]), self._ahead(task), *polled)
+
+    def _polled(self, group: int) -> Clock:
+        """What was over when each of the group published: also the task itself, if all that it publishes was found."""
+        if group not in self.read:
+            tasks, whole = self.polls.groups[group]
+            self.read[group] = self._publishing(tasks, whole).max(axis=0)
+        return self.read[group]
+
+    def _publishing(self, tasks: Ints, whole: NDArray[np.bool_]) -> NDArray[np.int32]:
+        rows = self.rows[tasks]
+        rows[np.arange(len(tasks)), self.chain[tasks]] -= ~whole
+        return rows
 
     def _ahead(self, task: int) -> Clock | None:
         """The task before it in its queue."""
@@ -81,7 +129,8 @@ class _Clocks:
     def _awaited(self, group: Group) -> Clock | None:
         if group not in self.groups:
             waits = self.progress.waits[group]
-            self.groups[group] = self._joined(*(self._signalled(*wait) for wait in waits)) if waits else None
+            sure = [wait for wait in waits if wait[0] not in self.unsure]
+            self.groups[group] = self._joined(*(self._signalled(*wait) for wait in sure)) if sure else None
         return self.groups[group]
 
     def _signalled(self, event: int, lag: int) -> Clock | None:
@@ -135,8 +184,10 @@ class _Clocks:
 class _Later(_Clocks):
     """A step's clocks of the step before."""
 
-    def __init__(self, progress: Progress, earlier: _Clocks, decided: Clock) -> None:
-        super().__init__(progress)
+    def __init__(
+        self, progress: Progress, polls: Polls, unsure: AbstractSet[int], earlier: _Clocks, decided: Clock
+    ) -> None:
+        super().__init__(progress, polls, unsure)
         self.earlier = earlier
         self.lengths = earlier.lengths
         self.rows = np.zeros_like(earlier.rows)
@@ -152,6 +203,9 @@ class _Later(_Clocks):
     def _signalled(self, event: int, lag: int) -> Clock | None:
         return (self.earlier if lag else self).fired[event]
 
+    def _publishing(self, tasks: Ints, whole: NDArray[np.bool_]) -> NDArray[np.int32]:
+        return self.rows[tasks]
+
 
 def _wide(clocks: NDArray[np.int32], chains: int) -> NDArray[np.int32]:
     """With so many chains, the new ones empty."""
@@ -160,16 +214,18 @@ def _wide(clocks: NDArray[np.int32], chains: int) -> NDArray[np.int32]:
     return wide
 
 
-def _refuse_overtaking(progress: Progress, now: _Clocks, ago: NDArray[np.int32]) -> None:
-    """Nobody signals for a step while others owe the step before, or a counter would show what is not so."""
+def _overtaken(progress: Progress, order: Order) -> dict[int, tuple[int, int]]:
+    """Events that somebody may signal for a step while others owe the step before: their counters show what is not so."""
+    overtaken: dict[int, tuple[int, int]] = {}
+    chain, place, ago = order.chain, order.place, order.ago
     awaited = {event for waits in (*progress.waits.values(), progress.stop) for event, _ in waits}
     for event in sorted(awaited):
         tasks = np.array(progress.producers[event])
         owed = np.zeros(ago.shape[1], np.int32)
-        np.maximum.at(owed, now.chain[tasks], now.spot[tasks])
+        np.maximum.at(owed, chain[tasks], place[tasks])
         early = np.argwhere(ago[tasks] < owed)
         if len(early):
-            task, chain = tasks[early[0, 0]], early[0, 1]
-            other = next(t for t in tasks if now.chain[t] == chain and now.spot[t] > ago[task, chain])
-            sentence = f"task {{}} may signal event {event} of a step before task {{}} has signalled that of the step before"
-            raise progress.refusal(sentence, int(task), int(other))
+            task, late = tasks[early[0, 0]], early[0, 1]
+            other = next(t for t in tasks if chain[t] == late and place[t] > ago[task, late])
+            overtaken[event] = int(task), int(other)
+    return overtaken

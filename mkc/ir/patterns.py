@@ -101,7 +101,7 @@ def _boxes(tile_map: TileMap, ranges: Words) -> Ints:
 
 def _shared(split: Split, ranges: Words) -> Words:
     lo, hi = ranges[:, split.axis, 0], ranges[:, split.axis, 1]
-    return np.stack([lo // split.share, -(-hi // split.share)], axis=1)
+    return np.stack([lo * split.each // split.share, -(-hi * split.each // split.share)], axis=1)
 
 
 def _box(box: list[list[int]]) -> Box:

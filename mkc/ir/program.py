@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkc.ir.graph import Kind, Storage, Tensor
-from mkc.ir.tiling import Range, Tiling
+from mkc.ir.tiling import Range, TileMap, Tiling
 
 MAX_AXES = 6
 MAX_SECTIONS = 4
 MAX_OPERANDS = 16  # of a task of a streaming program
 EVENT_STRIDE = 16  # uint32 words from one counter to the next
+SLOT_BYTES = 16384  # of a streaming worker's ring, as in worker_sm90.cuh
+SLOT_FRAGMENTS = 4  # of each compute warp
 
 TASK = np.dtype(
     [
@@ -64,6 +66,7 @@ LAUNCH = np.dtype(
         *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
+FIXED_BYTES = 64 + 8 * ENTRY.itemsize + 6144  # of shared memory beside the ring: control words, tasks, sums
 Words = NDArray[Any]
 
 
@@ -125,14 +128,37 @@ class Streams:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """What the tasks of a part ask of streaming workers.
+
+    `polls` are the words that tasks wait for whatever the data are, each with the tasks that do, counted from the
+    part's first. Other published inputs may be left alone in a step in which they are not needed.
+    """
+
+    computes: bool  # has a part for compute warps, and so a record
+    weights: tuple[Tensor, ...]  # that come through the ring, not as operands
+    gated: bool
+    passages: tuple[tuple[int, int, int], ...]  # of each task: the first tile, how many, their fragments
+    input_bytes: int  # of shared memory
+    polls: tuple[tuple[TileMap, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """A node in words: its tasks, the body and the first operand that they share, and which boxes each is to touch."""
+    """A node in words: its tasks, each one's body, the first operand that they share, and which boxes each is to touch."""
 
     name: str
     tasks: Range
-    body: Body
+    bodies: tuple[Body, ...]
     operands: int
     tiling: Tiling
+    streamed: Streamed | None = None
+
+    @property
+    def maps(self) -> tuple[TileMap, ...]:
+        """What its bodies get as operands."""
+        weights = self.streamed.weights if self.streamed else ()
+        return tuple(m for m in (*self.tiling.omaps, *self.tiling.imaps) if m.tensor not in weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mkc.errors import UnsoundPlan
 from mkc.ir.program import Program
+from mkc.ir.published import Polls
 from mkc.ir.refusal import unsound
 
 Group = tuple[int, int]  # first wait, how many: tasks with equal waits
@@ -16,7 +17,7 @@ Group = tuple[int, int]  # first wait, how many: tasks with equal waits
 class Progress:
     """A section's words as plain lists; its tasks count from 0."""
 
-    def __init__(self, program: Program, section: int) -> None:
+    def __init__(self, program: Program, section: int, polls: Polls) -> None:
         self.program = program
         self.first, end = program.meanings[section].tasks
         words, tasks = program.sections[section], program.tasks[self.first : end]
@@ -32,12 +33,21 @@ class Progress:
         for task, event in enumerate(self.signal):
             if event >= 0:
                 self.producers[event].append(task)
+        self.polls = polls
+        self.published: dict[int, list[int]] = defaultdict(list)  # by task, the groups that it is of
+        for group, (tasks, _) in enumerate(polls.groups):
+            for task in tasks.tolist():
+                self.published[task].append(group)
         self.order = self._by_ticket() if self.is_dynamic else self._by_turns()
 
     def _queues(self, first: int) -> Iterator[list[int]]:
         count = 1 if self.is_dynamic else self.program.num_workers
         for lo, hi in pairwise(self.program.bounds[first : first + count + 1].tolist()):
             yield (self.program.queue[lo:hi].astype(np.int64) - self.first).tolist()
+
+    def unpublished(self, task: int, missing: list[int]) -> int | None:
+        """A group of whose words this task waits for some."""
+        return next((group for group in self.polls.possible.get(task, ()) if missing[group]), None)
 
     def awaited(self, task: int) -> list[int]:
         """The events of this step that a task waits for."""
@@ -59,6 +69,8 @@ class Progress:
         missing = {event: len(tasks) for event, tasks in self.producers.items()}
         at, ready = [0] * len(self.queues), list(range(len(self.queues)))
         asleep: dict[int, list[int]] = defaultdict(list)  # workers, by the event they wait for
+        unsaid = [len(tasks) for tasks, _ in self.polls.groups]
+        polling: dict[int, list[int]] = defaultdict(list)  # workers, by the group they wait for
         done: list[int] = []
         while ready:
             worker = ready.pop()
@@ -67,11 +79,18 @@ class Progress:
                 if unmet is not None:
                     asleep[unmet].append(worker)
                     break
+                unread = self.unpublished(task, unsaid)
+                if unread is not None:
+                    polling[unread].append(worker)
+                    break
                 done.append(task)
                 at[worker] += 1
                 if (event := self.signal[task]) >= 0:
                     missing[event] -= 1
                     ready += [] if missing[event] else asleep.pop(event, [])
+                for group in self.published.get(task, ()):
+                    unsaid[group] -= 1
+                    ready += [] if unsaid[group] else polling.pop(group, [])
         if len(done) < len(self.signal):
             raise self._circle(set(done))
         return done
@@ -83,7 +102,9 @@ class Progress:
         path, task = list[int](), next(iter(head_of.values()))
         while task not in path:
             path.append(task)
-            task = head_of[next(p for event in self.awaited(task) for p in self.producers[event] if p not in done)]
+            awaited = [p for event in self.awaited(task) for p in self.producers[event]]
+            awaited += [int(p) for group in self.polls.possible.get(task, ()) for p in self.polls.groups[group][0]]
+            task = head_of[next(p for p in awaited if p not in done)]
         circle = [*path[path.index(task) :], task]
         return self.refusal(f"tasks wait for each other in a circle: {', for '.join(['{}'] * len(circle))}", *circle)
 

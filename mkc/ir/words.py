@@ -9,7 +9,7 @@ from mkc.ir.graph import Kind, Storage, Tensor
 from mkc.ir.program import MAX_AXES, MAX_SECTIONS, Meaning, Part, Program, Words
 from mkc.ir.refusal import unsound
 from mkc.ir.target import Target
-from mkc.ir.tasks import ARENA
+from mkc.ir.tasks import ARENA, WORDS
 from mkc.ir.tiling import Axis, Split
 
 
@@ -44,8 +44,9 @@ def _fits(program: Program, target: Target) -> None:
 
 def _slots_are_distinct(program: Program) -> None:
     """The executable gives every slot memory of its own; so a storage must not have two."""
-    owners = [(s.name, -1 if s.kind is Kind.ARENA else s.section) for s in program.slots]
-    if len(set(owners)) != len(owners) or sum(s.kind is Kind.ARENA for s in program.slots) > 1:
+    owners = [(s.name, -1 if s.kind.is_ours else s.section) for s in program.slots]
+    alone = [s.kind for s in program.slots if s.kind.is_ours or s.kind is Kind.PACKED]
+    if len(set(owners)) != len(owners) or len(set(alone)) != len(alone):
         raise UnsoundPlan("two slots are the same memory: " + ", ".join(map(str, program.slots)))
 
 
@@ -142,19 +143,19 @@ def _parts_follow_each_other(meaning: Meaning) -> None:
 def _task_words(program: Program, part: Part) -> None:
     """Its tasks run the body that was made for it, on its operands, and signal an event that there is."""
     tasks = program.tasks[slice(*part.tasks)]
-    named = {i for i, body in enumerate(program.bodies) if body == part.body}
-    wrong = ~np.isin(tasks["body"], list(named))
+    bodies = [program.bodies[body] if body < len(program.bodies) else None for body in tasks["body"].tolist()]
+    wrong = np.array([body != own for body, own in zip(bodies, part.bodies, strict=True)], np.bool_)
     wrong |= tasks["operands"] != part.operands
     wrong |= (tasks["signal"] < -1) | (tasks["signal"] >= program.num_events)
     if wrong.any():
         task = part.tasks[0] + int(np.flatnonzero(wrong)[0])
-        has = f"body {sorted(named)}, operands from {part.operands}, an event below {program.num_events}"
+        body = [i for i, body in enumerate(program.bodies) if body == part.bodies[task - part.tasks[0]]]
+        has = f"body {body}, operands from {part.operands}, an event below {program.num_events}"
         raise unsound(program, f"task {task} is one of {part.name}, which has {has}", task)
 
 
 def _operands(program: Program, part: Part, section: int) -> None:
-    maps = (*part.tiling.omaps, *part.tiling.imaps)
-    for number, tile_map in enumerate(maps, part.operands):
+    for number, tile_map in enumerate(part.maps, part.operands):
         _operand(program, number, tile_map.tensor, section, f"operand {number} of {part.name}")
     for tile_map in part.tiling.omaps:
         if not tile_map.tensor.storage.kind.is_written:
@@ -170,16 +171,22 @@ def _operand(program: Program, number: int, tensor: Tensor, section: int, what: 
     begin, end = _reach(tensor)
     if not _is_slot_of(program, index, storage, section) or offset != storage.start + begin:
         raise UnsoundPlan(f"{what} is at byte {offset} of slot {index}, {slot}; {tensor} is at {storage.start + begin} of its own")
-    if begin < 0 or end > storage.nbytes or storage.start < 0 or storage.start + storage.nbytes > slot.nbytes:
+    if begin < 0 or end > storage.nbytes or storage.start < 0 or storage.start + taken_bytes(tensor) > slot.nbytes:
         raise UnsoundPlan(f"{what} is {tensor}, bytes {storage.start + begin} to {storage.start + end} of slot {index}, {slot}")
 
 
 def _is_slot_of(program: Program, index: int, storage: Storage, section: int) -> bool:
     slot = program.slots[index]
-    if storage.kind is Kind.ARENA:
-        return slot.kind is Kind.ARENA and slot.name == ARENA
+    if storage.kind.is_ours:
+        return slot.kind is storage.kind and slot.name == (ARENA if storage.kind is Kind.ARENA else WORDS)
     own = (slot.name, slot.kind, slot.nbytes, slot.section) == (storage.name, storage.kind, storage.nbytes, section)
     return own and storage.start == 0
+
+
+def taken_bytes(tensor: Tensor) -> int:
+    """What the tensor's storage takes up: beside a published float stands its use count."""
+    wide = tensor.storage.kind is Kind.WORDS and tensor.dtype.itemsize == 4
+    return tensor.storage.nbytes * (2 if wide else 1)
 
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
@@ -193,9 +200,11 @@ def _reach(tensor: Tensor) -> tuple[int, int]:
 
 def _views(program: Program, part: Part) -> None:
     """The C++ type states the same views, in the same order."""
-    views = ", ".join(m.tensor.cpp for m in (*part.tiling.omaps, *part.tiling.imaps))
-    if not part.body.type.endswith((f", {views}>", f"<{views}>")):
-        raise unsound(program, f"{part.name} is cut for {views}, and its body is {part.body.type}", part.tasks[0])
+    views = ", ".join(m.tensor.cpp for m in part.maps)
+    for body in dict.fromkeys(part.bodies):
+        if not body.type.endswith((f", {views}>", f"<{views}>")):
+            task = part.tasks[0] + part.bodies.index(body)
+            raise unsound(program, f"{part.name} is cut for {views}, and its body is {body.type}", task)
 
 
 def _stop_flag(program: Program, section: int) -> None:
@@ -263,6 +272,6 @@ def _splits_fit(part: Part) -> None:
 
 
 def _ends_with(split: Split, grid: tuple[Axis, ...], extent: int) -> bool:
-    return split.axis < len(grid) and -(-grid[split.axis].extent // split.share) <= extent
+    return split.axis < len(grid) and -(-grid[split.axis].extent * split.each // split.share) <= extent
 
 

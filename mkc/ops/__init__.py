@@ -15,7 +15,7 @@ from typing import Any
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Graph, Node, Tensor
 from mkc.ir.target import Target
-from mkc.ir.tiling import Range, Tiling
+from mkc.ir.tiling import Range, TileMap, Tiling
 
 Ranges = tuple[Range, ...]
 Claim = Callable[..., Any]  # (Builder, *args, **kwargs) -> Tensor | tuple[Tensor, ...]
@@ -33,6 +33,10 @@ def _no_weights(node: Node) -> tuple[Tensor, ...]:
     return ()
 
 
+def _all_inputs(node: Node, tiling: Tiling, ranges: Ranges) -> tuple[TileMap, ...]:
+    return tiling.imaps
+
+
 def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int]:
     return 0, 0, 0
 
@@ -43,6 +47,7 @@ class Streaming:
 
     `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
     the first, how many, and their depth in fragments (see `passes/pack.py`). One that only talks never `computes`.
+    `surely` gives the published inputs that the task at a grid point waits for whatever the data are.
     """
 
     arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
@@ -50,6 +55,7 @@ class Streaming:
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
     passage: Callable[[Node, Ranges], tuple[int, int, int]] = _no_passage
     computes: bool = True
+    surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
 
 
 @dataclass(frozen=True, slots=True)

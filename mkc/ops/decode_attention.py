@@ -117,5 +117,10 @@ def input_bytes(node: Node) -> int:
     return 10 * (2 * depth + 16) + 8 * heads // kv_heads * (4 * depth + 8)
 
 
-STREAMING = Streaming(arguments, input_bytes)
+def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
+    """The first split has keys at every position; others look at q, k and v only when they have some."""
+    return tiling.imaps if ranges[1] == (0, 1) else ()
+
+
+STREAMING = Streaming(arguments, input_bytes, surely=surely)
 OP = Op("decode_attention", "DecodeAttention", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

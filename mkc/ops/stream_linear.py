@@ -1,6 +1,7 @@
 """y[n] = Expr(sum_k x'[k] w[n, k], ...) for one row x', which is x itself, its RMS norm or merged attention: a stream of weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -141,5 +142,18 @@ def input_bytes(node: Node) -> int:
     return 2 * FRAGMENT_DEPTH * fragments(_depth(node))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage)
+def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
+    """Of attention's parts only the first, since splits without keys are not looked at."""
+    if not node["merge"]:
+        return tiling.imaps
+    parts, lse = (node.inputs[i] for i in (0, 1 + (_eps(node) > 0)))
+    return tuple(whole(_first(m.tensor)) if m.tensor in (parts, lse) else m for m in tiling.imaps)
+
+
+def _first(tensor: Tensor) -> Tensor:
+    """Its first index alone."""
+    return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
+
+
+STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -18,6 +18,7 @@ from mkc.ir.program import (
     Part,
     Program,
     Slot,
+    Streamed,
     Streams,
 )
 from mkc.ir.tasks import ARENA, WORDS, Schedule, Task, Wait
@@ -80,7 +81,8 @@ class _Words:
             mine = slice(tasks.first[i], tasks.first[i + 1])
             bodies = self._bodies(node, tiling, tasks.tasks[mine])
             numbered = (self.num_tasks + mine.start, self.num_tasks + mine.stop)
-            part = Part(node.name, numbered, bodies[0], self._operands(_maps(node, tiling), section), tiling)
+            operands = self._operands(_maps(node, tiling), section)
+            part = Part(node.name, numbered, tuple(bodies), operands, tiling, _streamed(node, tiling))
             parts.append(part)
             block["body"][mine] = [self.numbered[body.type] for body in bodies]
             block["operands"][mine] = part.operands
@@ -162,6 +164,25 @@ class _Words:
             streams=streams,
             meanings=tuple(self.meanings),
         )
+
+
+def _streamed(node: Node, tiling: Tiling) -> Streamed | None:
+    op = registry()[node.op].streaming
+    if op is None:
+        return None
+    polls: dict[TileMap, list[int]] = {}
+    for task, ranges in enumerate(tiling.ranges()):
+        for tile_map in op.surely(node, tiling, ranges):
+            if tile_map.tensor.storage.kind is Kind.WORDS:
+                polls.setdefault(tile_map, []).append(task)
+    return Streamed(
+        op.computes,
+        weights := op.weights(node),
+        bool(weights and node["gated"]),
+        tuple(op.passage(node, ranges) for ranges in tiling.ranges()),
+        op.input_bytes(node),
+        tuple((tile_map, tuple(tasks)) for tile_map, tasks in polls.items()),
+    )
 
 
 def _maps(node: Node, tiling: Tiling) -> list[TileMap]:

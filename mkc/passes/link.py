@@ -5,16 +5,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mkc.ir.graph import Graph
+from mkc.ir.graph import Graph, Kind
 from mkc.ir.span import Span
 from mkc.ir.tasks import Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
+from mkc.passes._link_published import link_published
 
 Ranges = tuple[Range, ...]
 
 
-def link(tasks: Tasks) -> TaskGraph:
-    """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step."""
+def link(tasks: Tasks, workers: int = 0) -> TaskGraph:
+    """A graph that loops is linked over two steps: what the second finds of the first is carried from step to step.
+
+    Among `workers` the tasks of pinned nodes have their places already, where words are published.
+    """
+    if any(storage.kind is Kind.WORDS for storage in tasks.graph.storages):
+        return link_published(tasks, workers)
     count = len(tasks.tasks)
     memories: dict[str, _Memory] = defaultdict(_Memory)
     reach = _Reach(tasks)

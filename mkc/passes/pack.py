@@ -3,14 +3,11 @@
 import numpy as np
 
 from mkc.errors import PlanError
-from mkc.ir.graph import Graph, Kind, Storage
-from mkc.ir.program import ENTRY, STREAM, Pack, Streams
+from mkc.ir.graph import Graph, Kind, Node, Storage
+from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, SLOT_FRAGMENTS, STREAM, Pack, Streams
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ops import registry
 
-SLOT_BYTES = 16384  # of the ring, as in worker_sm90.cuh
-SLOT_FRAGMENTS = 4  # of each compute warp
-FIXED_BYTES = 64 + 8 * ENTRY.itemsize + 6144  # of shared memory: control words, tasks, sums
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 LEAST_SLOTS = 6
 
@@ -29,10 +26,11 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     bounds, hops, early = [0], [], []
     for queue in schedule.queues:
         last, follows = None, False  # the node that this worker last streamed, and whether that was just now
+        nodes = tasks.graph.nodes
         for place, t in enumerate(queue):
             node = tasks.tasks[t].node
             hops.append(1 if last is None else max(1, depths[node] - depths[last]))
-            early.append(follows and not schedule.waits[t])
+            early.append(follows and not schedule.waits[t] and last is not None and not _hands_on(nodes[last], nodes[node]))
             op = streaming[node]
             follows = op is not None and op.computes
             if follows:
@@ -55,6 +53,12 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         input_bytes=input_bytes,
         shared_bytes=ring_slots * (SLOT_BYTES + 16) + beside,
     )
+
+
+def _hands_on(node: Node, then: Node) -> bool:
+    """True when one finds in memory, not in published words, what the other made."""
+    made = {t.storage for t in node.outputs if t.storage.kind is not Kind.WORDS}
+    return not made.isdisjoint(t.storage for t in then.inputs)
 
 
 def _depths(graph: Graph) -> list[int]:

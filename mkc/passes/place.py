@@ -65,7 +65,8 @@ def _lives(graph: Graph) -> dict[Storage, _Life]:
     for i, node in enumerate(graph.nodes):
         before = 0
         for tensor in node.inputs:
-            before |= behind.get(tensor.storage, 0)
+            if tensor.storage.kind is not Kind.WORDS:  # which put nothing but themselves in order
+                before |= behind.get(tensor.storage, 0)
         for tensor in node.outputs:
             behind[tensor.storage] = behind.get(tensor.storage, 0) | before | 1 << i
         for tensor in (*node.inputs, *node.outputs):

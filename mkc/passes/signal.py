@@ -15,8 +15,8 @@ Need = tuple[Ranges, Ranges]  # awaited of this step, and of the step before
 
 def signal(graph: TaskGraph) -> EventGraph:
     published = _Published(graph.tasks)
-    before, carried = (tuple(map(published.without, range(len(part)), part)) for part in (graph.before, graph.carried))
-    needs = dict.fromkeys([*zip(before, carried, strict=True), (graph.stop, ())])
+    before = tuple(map(published.without, range(len(graph.before)), graph.before))
+    needs = dict.fromkeys([*zip(before, graph.carried, strict=True), (graph.stop, ())])
     awaited_by = _awaited_by(list(needs))
     events = {signature: event for event, signature in enumerate(dict.fromkeys(s for _, s in awaited_by))}
     signals = [-1] * len(graph.before)
@@ -33,15 +33,15 @@ def signal(graph: TaskGraph) -> EventGraph:
         graph,
         tuple(fanin),
         tuple(signals),
-        tuple(by_need[need] for need in zip(before, carried, strict=True)),
+        tuple(by_need[need] for need in zip(before, graph.carried, strict=True)),
         by_need[graph.stop, ()],
     )
 
 
 class _Published:
-    """Which edges need no event, since words carry them: readers look for values of their step, and find them or wait.
+    """Which edges of a step need no event, since words carry them: readers look for values of their step, and find them or wait.
 
-    A step ends with counters that every worker waits for, so that no word is overwritten before it was read.
+    Edges from step to step have no such words: what `link` has kept of them is waited for.
     """
 
     def __init__(self, tasks: Tasks) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 
 from mkc import cache
 from mkc.errors import PlanError
-from mkc.ir.program import Program, Streams
-from mkc.passes.pack import SLOT_BYTES
+from mkc.ir.program import SLOT_BYTES, Program, Streams
 from mkc.targets.kernel import Tuning
 
 LONG_SHARE = 8  # slots of a task, on average: beyond, workers wait for each other seldom

@@ -77,10 +77,12 @@ class Runner:
         self.program = plan.made.program
         self.sections: list[Tasks] = [section.tasks for section in plan.made.sections]
         parts = [(part, number) for number, meaning in enumerate(self.program.meanings) for part in meaning.parts]
-        self.own = [part.body for part, _ in parts for _ in range(*part.tasks)]
+        self.own = [body for part, _ in parts for body in part.bodies]
         self.example: dict[Body, tuple[Tasks, int]] = {}
         for part, number in parts:
-            self.example.setdefault(part.body, (self.sections[number], part.tasks[0] - self.program.meanings[number].tasks[0]))
+            first = part.tasks[0] - self.program.meanings[number].tasks[0]
+            for local, body in enumerate(part.bodies, first):
+                self.example.setdefault(body, (self.sections[number], local))
         self.expected = self.finished(*self.launch(self.program, Random(0)))
 
     def launch(self, program: Program, order: Random) -> tuple[_Faithful, Memory]:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -107,9 +108,27 @@ def _language() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     return list(raise_sections(model, state, (), 2)), [state.tensors, state.tensors], (2, 3)
 
 
+def _streaming() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
+    """Decoding alone, in bfloat16: what Hopper's workers stream."""
+    transformers = import_module("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=24, hidden_size=64, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=64, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False).to(torch.bfloat16)
+    state = make_state(model, 192, 3)
+    for tensor in state.caches:
+        tensor.copy_(torch.randn(tensor.shape))
+    _, length, position, token, *_ = state.tensors
+    length.fill_(63), position.fill_(62), token.fill_(7)  # the third step begins a block of keys
+    return [raise_sections(model, state, (), 3)[1]], [state.tensors], (3,)
+
+
 MODELS: dict[str, Callable[[], tuple[list[Raised], list[Any], tuple[int, ...]]]] = {
     "mlp": _mlp, "attention": _attention, "recurrence": _recurrence, "language": _language,
 }  # fmt: skip
+STREAMING = {"streaming": _streaming}
+STREAMED = [f"streaming-static-{workers}" for workers in (2, 3, 6)]
 NAMES = [f"{model}-{policy}-{workers}" for model in MODELS for policy in ("static", "dynamic") for workers in (2, 3)]
 
 
@@ -117,7 +136,7 @@ NAMES = [f"{model}-{policy}-{workers}" for model in MODELS for policy in ("stati
 def traced(model: str) -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     torch.manual_seed(0)
     with torch.no_grad():
-        return MODELS[model]()
+        return (MODELS | STREAMING)[model]()
 
 
 @cache
@@ -125,8 +144,9 @@ def plan(name: str) -> Plan:
     """`model-policy-workers`."""
     model, policy, workers = name.split("-")
     sections, leaves, steps = traced(model)
-    target = machine(int(workers), bytes_per_ns=0.5)  # slow, so that small tensors are cut
-    with cut_for(3):
+    streams = model in STREAMING
+    target = machine(int(workers), bytes_per_ns=0.5, streams=streams)  # slow, so that small tensors are cut
+    with nullcontext() if streams else cut_for(3):
         executable = Executable(sections, target, torch.device("cpu"), policy)
     recorder = _Recorder(executable)
     executable.kernel = recorder  # type: ignore[misc, assignment]

@@ -1,0 +1,132 @@
+"""The checker on plans of streaming workers: it accepts those of real models, and refuses what would go wrong."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from random import Random
+from unittest import mock
+
+import numpy as np
+import pytest
+from check.mutations import MUTATIONS
+from check.outcomes import Runner
+from check.plans import STREAMED, plan
+from check.stream_mutations import STREAM_MUTATIONS, _begun
+from check.test_mutants import missed, refused, tally
+from laws.test_stream import MODELS, decoding
+
+from mkc.compiler import Compilation, compile_graphs
+from mkc.errors import UnsoundPlan
+from mkc.ir.check import check
+from mkc.ir.program import Program
+from mkc.ir.target import Target
+from mkc.targets import cuda
+
+SAMPLE = 48
+
+
+def hopper(workers: int) -> Target:
+    return cuda.target(arch="sm_90a", workers=workers)
+
+
+@cache
+def streamed(kind: str, workers: int) -> Compilation:
+    with mock.patch("mkc.compiler.render"), mock.patch("mkc.compiler.check"):
+        return compile_graphs([decoding(MODELS[kind]())[1].graph], hopper(workers))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("workers", [1, 5, 16, 132])
+def test_plans_of_models_are_accepted(kind: str, workers: int) -> None:
+    program = streamed(kind, workers).program
+    assert program.streams is not None
+    check(program, hopper(workers))
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_no_mutant_that_can_go_wrong_is_accepted(name: str) -> None:
+    runner = Runner(plan(name))
+    counts = tally(name, SAMPLE, lambda p: runner.is_harmful(p, 12), lambda p: True)
+    assert missed(counts) == []
+    assert len(counts) > len(MUTATIONS) // 2
+
+
+@pytest.mark.parametrize("kind", STREAM_MUTATIONS)
+@pytest.mark.parametrize(("model", "workers"), [("qwen3", 5), ("qwen3, deep", 132), ("llama", 16)])
+def test_what_the_device_alone_would_notice_is_refused(kind: str, model: str, workers: int) -> None:
+    program = streamed(model, workers).program
+    for seed in range(4):
+        made = STREAM_MUTATIONS[kind](program, Random(seed))
+        assert made is None or refused(made, hopper(workers)), seed
+
+
+# ---- what polls do and what they do not
+
+
+def test_a_poll_completes_no_plain_memory() -> None:
+    """The projection's workers poll who polled the gather's readers; yet they add its row, which lies in plain memory."""
+    made = streamed("qwen3, deep", 132)
+    first, end = next(part.tasks for part in made.program.meanings[0].parts if part.name == "stream_linear_56")
+    waiting = first + int(np.flatnonzero(made.program.tasks["waits"][first:end])[0])
+    message = refusal(with_tasks(made.program, waiting, waits=0), 132)
+    assert "gather_0" in message
+    assert f"> {waiting}:" in message
+
+
+def test_words_are_overwritten_only_after_all_have_read_them() -> None:
+    """Where readers may leave all words alone, nothing tells a worker of the next step that the others are done."""
+    made = streamed("qwen3, deep", 5).program
+    (meaning,) = made.meanings
+    parts = tuple(replace(p, streamed=replace(p.streamed, polls=()) if p.streamed else None) for p in meaning.parts)
+    message = refusal(replace(made, meanings=(replace(meaning, parts=parts),)), 5)
+    assert "the next step's" in message or "of a step before" in message
+
+
+def test_an_early_task_does_not_find_what_the_one_before_it_left_in_memory() -> None:
+    made = streamed("gemma", 132).program
+    handed = [t for t in early_candidates(made) if (program := begun(made, t)) and "meet in bytes" in said(program, 132)]
+    assert handed
+
+
+def early_candidates(program: Program) -> list[int]:
+    """Places of computing tasks that wait for nothing behind another such, and are not early."""
+    assert program.streams is not None
+    places = {(w, int(r["place"])) for w, rs in enumerate(_by_worker(program)) for r in rs}
+    return [
+        int(program.bounds[w]) + place
+        for w, place in sorted(places)
+        if (w, place - 1) in places
+        and not program.streams.early[int(program.bounds[w]) + place]
+        and not program.tasks["waits"][program.queue[int(program.bounds[w]) + place]]
+    ]
+
+
+def _by_worker(program: Program) -> list[np.ndarray]:
+    assert program.streams is not None
+    return [program.streams.records[lo:hi] for lo, hi in pairwise(program.streams.bounds.tolist())]
+
+
+def begun(program: Program, at: int) -> Program:
+    return _begun(program, at, True)
+
+
+def with_tasks(program: Program, at: int | list[int], **fields: int) -> Program:
+    tasks = program.tasks.copy()
+    for field, value in fields.items():
+        tasks[field][at] = value
+    return replace(program, tasks=tasks)
+
+
+def said(program: Program, workers: int) -> str:
+    try:
+        check(program, hopper(workers))
+    except UnsoundPlan as error:
+        return str(error)
+    return ""
+
+
+def refusal(program: Program, workers: int) -> str:
+    message = said(program, workers)
+    assert message
+    return message
