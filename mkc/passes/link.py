@@ -29,7 +29,7 @@ def link(tasks: Tasks, workers: int = 0) -> TaskGraph:
     for step in range(1 + tasks.graph.loops):
         for node, (first, end) in enumerate(pairwise(tasks.first)):
             for local in range(first, end):
-                found = _conflicts(memories, tasks.tasks[local], step * count + local)
+                found = _conflicts(memories, tasks.tasks[local], step * count + local, node in apart)
                 after.append(reach.reduced(_clipped(found, 0, step * count + first) if node in apart else found))
             for memory in memories.values():
                 memory.settle(reach)
@@ -40,12 +40,13 @@ def link(tasks: Tasks, workers: int = 0) -> TaskGraph:
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
 
-def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int) -> Ranges:
-    """Earlier tasks in conflict with this one, which is then entered into the books."""
+def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int, apart: bool) -> Ranges:
+    """Earlier tasks in conflict with this one, which is then entered into the books; `apart`, beside those of its node."""
     found = [r for read in task.reads for r in memories[read.memory].writers_of(read.span)]
     found += [r for write in task.writes for r in memories[write.memory].users_of(write.span)]
     for write in task.writes:
-        memories[write.memory].present.write(write.span, number)
+        books = memories[write.memory].present
+        (books.writers.add if apart else books.write)(write.span, number)
     for read in task.reads:
         memories[read.memory].present.readers.add(read.span, number)
     return _without(_merged(found), number)
