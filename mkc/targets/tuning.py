@@ -11,15 +11,13 @@ from mkc.errors import PlanError
 from mkc.ir.program import SLOT_BYTES, Program, Streams
 from mkc.targets.kernel import Tuning
 
-LONG_SHARE = 8  # slots of a task, on average: beyond, workers wait for each other seldom
 HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker that fell behind can catch up
 MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 
 
 def guessed(program: Program, bytes_per_ns: float, ghz: float) -> Tuning:
-    """Slots at the rate at which one worker reads memory (`bytes_per_ns`), unless its shares are long. `ghz` is the SM's clock."""
-    if _streams(program).records["slots"].mean() > LONG_SHARE:
-        return Tuning(window=5, pace=0)
+    """Slots at the rate at which one worker reads memory (`bytes_per_ns`). `ghz` is the SM's clock."""
+    _streams(program)
     return Tuning(window=4, pace=round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
 
 

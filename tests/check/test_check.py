@@ -63,8 +63,8 @@ def test_a_race_shows_both_tasks_what_they_touch_and_their_words() -> None:
     message = refusal(broken(chain(), "tasks", lambda t: t["waits"].__setitem__(-1, 0)))
     assert message == (
         "nothing puts task 0 before task 7, and they meet in bytes 0 to 256 of the arena:\n"
-        "  0 linear_0[0:64, 0:1] writes [0:1, 0:64] of linear0:float32[1x256], bytes 0 to 256\n"
-        "  7 linear_1[192:256, 0:1] reads [0:1, 0:256] of linear0:float32[1x256], bytes 0 to 1024\n"
+        "  0 linear_0[0:64, 0:1] writes [0:1, 0:64] of linear0@0:float32[1x256], bytes 0 to 256\n"
+        "  7 linear_1[192:256, 0:1] reads [0:1, 0:256] of linear0@0:float32[1x256], bytes 0 to 1024\n"
         "queue 0, place 1 of 2:\n"
         "  > 0: linear_0[0:64, 0:1] body 0 waits [] signals 0\n"
         "    4: linear_1[0:64, 0:1] body 1 waits [e0>=4] signals -1\n"

@@ -42,6 +42,7 @@ READERS = {
     "MKC_DEBUG": config.debug,
     "MKC_DELAY": config.delays,
     "MKC_POISON": config.poison,
+    "MKC_CHECK": config.checks,
 }
 
 

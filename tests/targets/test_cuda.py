@@ -251,7 +251,7 @@ def test_a_block_that_never_comes_is_named_and_leaves_nothing_behind(monkeypatch
         less = lambda grid, *given, **named: start((grid[0] - 1,), *given, **named)  # noqa: E731
         fewer.setattr(bench.kernel, "_loaded", dataclasses.replace(bench.kernel._loaded, function=less))
         fewer.setenv("MKC_DEADLINE", "0.2")
-        with pytest.raises(MegakernelHang, match=f"queue of worker {bench.program.num_workers - 1}"):
+        with pytest.raises(MegakernelHang, match="had 15 of 16 signals"):
             bench.run()
     assert all(np.array_equal(bench.run(), bench.good) for _ in range(3))
 
