@@ -341,3 +341,20 @@ def test_the_graph_of_operators_can_be_analysed_with_networkx() -> None:
     graph = fast.graph.to_networkx()
     assert [op for _, op in graph.nodes(data="op")] == ["linear", "elementwise", "linear"]
     assert [nbytes for *_, nbytes in graph.edges(data="nbytes")] == [64, 64]
+
+
+SHARED = torch.nn.Linear(4, 4).requires_grad_(False)
+
+
+def uses_a_global(x: torch.Tensor) -> torch.Tensor:
+    return SHARED(x).relu()
+
+
+def test_a_function_may_use_modules_that_it_finds_around_itself() -> None:
+    layer, x = torch.nn.Linear(4, 4).requires_grad_(False), torch.randn(2, 4)
+
+    def uses_its_closure(x: torch.Tensor) -> torch.Tensor:
+        return layer(x).relu()
+
+    for function in (uses_a_global, uses_its_closure):
+        torch.testing.assert_close(mkc.compile(function, x)(x), function(x))

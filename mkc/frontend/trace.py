@@ -1,8 +1,10 @@
 """nn.Module or function, inputs -> Traced. Torch's view of the model: a functional graph of ATen calls, shapes known."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import CellType
 from typing import Any
 
 import torch
@@ -119,6 +121,18 @@ class _Function(nn.Module):
         super().__init__()
         self._function = function
         self.forward = function  # keeps the signature for the tracers
+        self.captured = nn.ModuleList(_captured(function))  # under names, by which torch.export looks for their tensors
+
+
+def _captured(function: Callable[..., Any]) -> list[nn.Module]:
+    """Modules that a function finds in its closure or among its globals."""
+    inner = inspect.unwrap(function)
+    code = getattr(inner, "__code__", None)
+    if code is None:
+        return []
+    found = [cell.cell_contents for cell in inner.__closure__ or () if cell != CellType()]
+    found += [inner.__globals__[name] for name in code.co_names if name in inner.__globals__]
+    return [value for value in found if isinstance(value, nn.Module)]
 
 
 class _Flat(nn.Module):
