@@ -12,7 +12,7 @@ from mkc.ir.span import Span
 from mkc.ir.tasks import WORDS, Access, Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
 from mkc.ops import registry
-from mkc.passes._reach import Found, Known, Reach, merged
+from mkc.passes._reach import Found, Known, Reach, clipped, merged
 
 Ranges = tuple[Range, ...]
 
@@ -38,7 +38,7 @@ def link_published(tasks: Tasks, workers: int) -> TaskGraph:
             stop = merged((*_settled(memories, tasks.graph), *reach.leaves()))
             everything = Known(0, (1 << len(tasks.graph.nodes)) - 1)  # stands before some leaf, so has been read
             reach.begin = reach.after(stop) | everything
-    carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
+    carried = tuple(clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
 
@@ -75,7 +75,7 @@ def _sure(tasks: Tasks, task: Task) -> Iterable[tuple[Access, bool]]:
 
 def _apart(found: Found, first: int) -> Found:
     """Without tasks of the same node."""
-    return Found(*(_clipped(r, 0, first) for r in (found.made, found.read, found.polled, found.sure, found.whole)))
+    return Found(*(clipped(r, 0, first) for r in (found.made, found.read, found.polled, found.sure, found.whole)))
 
 
 def _but(itself: AbstractSet[int], ranges: Iterable[Range]) -> Ranges:
@@ -172,7 +172,3 @@ class _Ledger:
 
     def _pages(self, lo: int, hi: int) -> range:
         return range(lo // self.PAGE, -(-hi // self.PAGE))
-
-
-def _clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
-    return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)

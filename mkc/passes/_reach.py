@@ -154,3 +154,7 @@ def merged(ranges: Iterable[Range]) -> Ranges:
         else:
             made.append((lo, hi))
     return tuple(made)
+
+
+def clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
+    return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)

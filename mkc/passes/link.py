@@ -10,6 +10,7 @@ from mkc.ir.span import Span
 from mkc.ir.tasks import Task, TaskGraph, Tasks, access
 from mkc.ir.tiling import Range
 from mkc.passes._link_published import link_published
+from mkc.passes._reach import clipped, merged
 
 Ranges = tuple[Range, ...]
 
@@ -30,13 +31,13 @@ def link(tasks: Tasks, workers: int = 0) -> TaskGraph:
         for node, (first, end) in enumerate(pairwise(tasks.first)):
             for local in range(first, end):
                 found = _conflicts(memories, tasks.tasks[local], step * count + local, node in apart)
-                after.append(reach.reduced(_clipped(found, 0, step * count + first) if node in apart else found))
+                after.append(reach.reduced(clipped(found, 0, step * count + first) if node in apart else found))
             for memory in memories.values():
                 memory.settle(reach)
     last = count if tasks.graph.loops else 0
-    settled = _clipped(_settled(memories, tasks.graph), last, last + count)
+    settled = clipped(_settled(memories, tasks.graph), last, last + count)
     stop = tuple((lo - last, hi - last) for lo, hi in settled)
-    carried = tuple(_clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
+    carried = tuple(clipped(ranges, 0, count) for ranges in after[count:]) or ((),) * count
     return TaskGraph(tasks, tuple(after[:count]), carried, stop)
 
 
@@ -49,14 +50,14 @@ def _conflicts(memories: "dict[str, _Memory]", task: Task, number: int, apart: b
         (books.writers.add if apart else books.write)(write.span, number)
     for read in task.reads:
         memories[read.memory].present.readers.add(read.span, number)
-    return _without(_merged(found), number)
+    return _without(merged(found), number)
 
 
 def _settled(memories: "dict[str, _Memory]", graph: Graph) -> Ranges:
     if graph.until is None:
         return ()
     flag = access(graph.until, tuple((0, n) for n in graph.until.shape))
-    return _merged(memories[flag.memory].writers_of(flag.span))
+    return merged(memories[flag.memory].writers_of(flag.span))
 
 
 class _Memory:
@@ -73,12 +74,12 @@ class _Memory:
 
     def writers_of(self, span: Span) -> list[Range]:
         if span not in self.writers:
-            self.writers[span] = _merged(self.past.writers.meeting(span))
+            self.writers[span] = merged(self.past.writers.meeting(span))
         return [*self.writers[span], *self.present.writers.meeting(span)]
 
     def users_of(self, span: Span) -> list[Range]:
         if span not in self.users:
-            self.users[span] = _merged(self.past.meeting(span))
+            self.users[span] = merged(self.past.meeting(span))
         return [*self.users[span], *self.present.meeting(span)]
 
     def settle(self, reach: "_Reach") -> None:
@@ -128,8 +129,8 @@ def _covered(spans: Iterable[Span]) -> Ranges:
     for depth in range(max(map(len, runs), default=0), 0, -1):
         for levels in [levels for levels in runs if len(levels) == depth]:
             stride, count = levels[-1]
-            runs[levels[:-1]] += [(lo, hi + stride * (count - 1)) for lo, hi in _merged(runs[levels]) if hi - lo >= stride]
-    return _merged(runs[()])
+            runs[levels[:-1]] += [(lo, hi + stride * (count - 1)) for lo, hi in merged(runs[levels]) if hi - lo >= stride]
+    return merged(runs[()])
 
 
 class _Ledger:
@@ -229,7 +230,7 @@ class _Reach:
             if not self._covers(done, node, part):
                 kept.append(part)
                 done = self._joined([done, self._behind(node, part)])
-        return _merged(kept), done
+        return merged(kept), done
 
     def _behind(self, node: int, part: Range) -> _Done:
         """What is over when these tasks of a node are."""
@@ -275,20 +276,6 @@ class _Reach:
         return self.tasks.first[local] + shift, self.tasks.first[local + 1] + shift
 
 
-def _merged(ranges: Iterable[Range]) -> Ranges:
-    merged: list[Range] = []
-    for lo, hi in sorted(ranges):
-        if merged and lo <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(hi, merged[-1][1]))
-        else:
-            merged.append((lo, hi))
-    return tuple(merged)
-
-
 def _without(ranges: Ranges, number: int) -> Ranges:
     """Every range, less the task itself, which may both read and write its tile."""
     return tuple(r for lo, hi in ranges for r in ((lo, min(hi, number)),) if r[0] < r[1])
-
-
-def _clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
-    return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)

@@ -198,7 +198,7 @@ struct Talk {
   MKC_DEVICE void give_up(uint32 reason) const {
     seldom(worker.l, worker.id, worker.step, index(), use, reason);
   }
-  // Out of the way of what is run at every task: the instruction cache is small.
+  // Out of the way of what is run at every task.
   MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 step, uint32 task, uint32 use, uint32 reason) {
     Worker<Page> worker(l, id);
     worker.step = step;
