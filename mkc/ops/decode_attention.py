@@ -14,12 +14,13 @@ from mkc.ops._functions import cpp
 from mkc.ops._streaming import norm, truth
 
 BLOCK = 128  # neighbouring keys that go to one split
+LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
-    `rotary`. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at the position.
+    `rotary`. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand at the position.
 
     The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
     binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
@@ -33,7 +34,8 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
     found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
-    return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
+    lse = np.repeat(lse.reshape(len(found), len(q), 1), LINE, axis=2)
+    return parts.reshape(len(found), *q.shape), lse, keys, values
 
 
 def _normed(x: Array, gain: Array | None, eps: float) -> Array:
@@ -76,7 +78,7 @@ def tile(node: Node, target: Target) -> Tiling:
     caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
     imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
     parts, lse, *_ = node.outputs
-    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query))]
+    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query, None))]
     omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
     grid = (Axis(heads, heads), Axis(count, count))
     return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)

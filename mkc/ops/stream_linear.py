@@ -17,8 +17,8 @@ from mkc.ops._streaming import TILE_ROWS as ROWS
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; lse [S, H] and position
-    [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
+    """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; lse [S, H, 16] and
+    position [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
     operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
@@ -44,7 +44,7 @@ def _row(node: Node, ins: Sequence[Array]) -> Array:
     """x' [1, K]."""
     x, eps = ins[0], _eps(node)
     if node["merge"]:
-        x = _merged(x, ins[2 if eps else 1])
+        x = _merged(x, ins[2 if eps else 1][..., 0])
     if eps:
         x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * ins[1]
     return x

@@ -8,7 +8,7 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
-from mkc.ops.decode_attention import BLOCK
+from mkc.ops.decode_attention import BLOCK, LINE
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
@@ -216,7 +216,8 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     groups, room = chain.caches[0].shape[1:3]
     splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // groups))
     name = chain.out.storage.name
-    parts, lse = _new(f"{name}_parts", (splits, heads, depth), DType.BF16), _new(f"{name}_lse", (splits, heads), DType.F32)
+    parts = _new(f"{name}_parts", (splits, heads, depth), DType.BF16)
+    lse = _new(f"{name}_lse", (splits, heads, LINE), DType.F32)
     caches = tuple(c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
