@@ -1,7 +1,6 @@
 """Levels 2 to 4. Who computes which tile, what must come before what, who signals whom, and who runs where."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mkc.ir.graph import Graph, Kind, Node, Tensor
@@ -64,22 +63,6 @@ class Tasks:
 
     def node_index(self, task: int) -> int:
         return bisect_right(self.first, task) - 1
-
-    def extent(self, node: int) -> Range:
-        """The tasks of a node. Nodes and tasks of further steps are counted on behind those of the first."""
-        step, local = divmod(node, len(self.graph.nodes))
-        shift = step * len(self.tasks)
-        return self.first[local] + shift, self.first[local + 1] + shift
-
-    def by_node(self, tasks: Range) -> Iterator[tuple[int, Range]]:
-        """Tasks, cut where another node begins."""
-        lo, hi = tasks
-        while lo < hi:
-            step, local = divmod(lo, len(self.tasks))
-            node = self.node_index(local) + step * len(self.graph.nodes)
-            stop = min(hi, self.extent(node)[1])
-            yield node, (lo, stop)
-            lo = stop
 
     def name(self, task: int) -> str:
         """A task's name for people: `linear_3[0:64, 0:1]`."""

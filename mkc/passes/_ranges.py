@@ -1,7 +1,9 @@
 """Ranges of task numbers, half open and in order."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 
+from mkc.ir.tasks import Tasks
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -18,9 +20,33 @@ def merged(ranges: Iterable[Range]) -> Ranges:
 
 
 def clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
+    if not ranges or (lo <= ranges[0][0] and ranges[-1][1] <= hi):
+        return ranges
     return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)
 
 
 def without(ranges: Ranges, number: int) -> Ranges:
     """All but one."""
+    if not ranges or number < ranges[0][0]:
+        return ranges
     return tuple(r for lo, hi in ranges for r in ((lo, min(hi, number)), (max(lo, number + 1), hi)) if r[0] < r[1])
+
+
+class Numbering:
+    """Which tasks are whose. Nodes and tasks of a second step are counted on behind those of the first."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        count = len(tasks.tasks)
+        self.first = [*tasks.first, *(count + first for first in tasks.first[1:])]
+
+    def extent(self, node: int) -> Range:
+        return self.first[node], self.first[node + 1]
+
+    def by_node(self, tasks: Range) -> Iterator[tuple[int, Range]]:
+        """Tasks, cut where another node begins."""
+        lo, hi = tasks
+        node = bisect_right(self.first, lo) - 1
+        while (end := self.first[node + 1]) < hi:
+            yield node, (lo, end)
+            node, lo = node + 1, end
+        yield node, (lo, hi)

@@ -7,7 +7,7 @@ from mkc.ir.graph import Tensor
 from mkc.ir.tasks import Task, Tasks, access
 from mkc.ir.tiling import Range
 from mkc.passes._ledger import Ledger
-from mkc.passes._ranges import Ranges, clipped, merged
+from mkc.passes._ranges import Numbering, Ranges, clipped, merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Reach:
     """What is known to be over before a task starts; drops edges that other edges imply. A second step has nodes of its own."""
 
     def __init__(self, tasks: Tasks) -> None:
-        self.tasks = tasks
+        self.nodes = Numbering(tasks)
         self.before: list[Done] = []  # per task
+        self.parts: dict[Range, list[tuple[int, Range]]] = {}  # by node
         self.by_range: dict[Range, Done] = {}
         self.by_ranges: dict[Ranges, tuple[Ranges, Done]] = {}
 
@@ -39,7 +40,7 @@ class Reach:
 
     def is_over(self, earlier: Range, task: int) -> bool:
         """True when `task` is known to start after all of these."""
-        return all(self._covers(self.before[task], node, part) for node, part in self.tasks.by_node(earlier))
+        return all(self._covers(self.before[task], node, part) for node, part in self._parts(earlier))
 
     def _reduced(self, ranges: Ranges) -> Ranges:
         if ranges not in self.by_ranges:
@@ -49,13 +50,18 @@ class Reach:
         return kept
 
     def _reduce(self, ranges: Ranges) -> tuple[Ranges, Done]:
-        parts = [part for r in ranges for part in self.tasks.by_node(r)]
+        parts = [part for r in ranges for part in self._parts(r)]
         kept, done = [], Done()
         for node, part in reversed(parts):  # later nodes imply earlier ones, never the other way round
             if not self._covers(done, node, part):
                 kept.append(part)
                 done = self._joined([done, self._behind(node, part)])
         return merged(kept), done
+
+    def _parts(self, r: Range) -> list[tuple[int, Range]]:
+        if r not in self.parts:
+            self.parts[r] = list(self.nodes.by_node(r))
+        return self.parts[r]
 
     def _behind(self, node: int, part: Range) -> Done:
         """What is over when these tasks of a node are."""
@@ -72,7 +78,7 @@ class Reach:
             for node, bits in part.tasks:
                 tasks[node] = tasks.get(node, 0) | bits
         for node, bits in tasks.items():
-            if bits == self._bits(node, self.tasks.extent(node)):
+            if bits == self._bits(node, self.nodes.extent(node)):
                 nodes |= 1 << node
         some = sorted((node, bits) for node, bits in tasks.items() if not nodes >> node & 1)
         return Done(nodes, tuple(some[-self.REMEMBERED :]))
@@ -80,8 +86,10 @@ class Reach:
     REMEMBERED = 16  # nodes of which some tasks are over; to forget one costs a wait that others imply, nothing more
 
     def _covers(self, done: Done, node: int, part: Range) -> bool:
+        if done.nodes >> node & 1:
+            return True
         bits = self._bits(node, part)
-        return bool(done.nodes >> node & 1) or any(n == node and bits & ~b == 0 for n, b in done.tasks)
+        return any(n == node and bits & ~b == 0 for n, b in done.tasks)
 
     def _bits(self, node: int, part: Range) -> int:
-        return (1 << part[1] - part[0]) - 1 << part[0] - self.tasks.extent(node)[0]
+        return (1 << part[1] - part[0]) - 1 << part[0] - self.nodes.extent(node)[0]

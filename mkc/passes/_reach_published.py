@@ -5,14 +5,18 @@ overwritten. A poll tells that whoever published has done with its earlier tasks
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain, islice, pairwise
+from operator import or_
 
 from mkc.ir.graph import Kind, Tensor
+from mkc.ir.span import Box
 from mkc.ir.tasks import WORDS, Access, Task, Tasks, access
 from mkc.ir.tiling import Range
 from mkc.ops import registry
 from mkc.passes._ledger import Ledger
-from mkc.passes._ranges import Ranges, clipped, merged, without
+from mkc.passes._ranges import Numbering, Ranges, clipped, merged, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +44,21 @@ class _Found:
     whole: Ranges
 
 
-@dataclass(slots=True)
 class PublishedReach:
     """Drops edges that other edges, and the order of the workers' queues, imply."""
 
-    tasks: Tasks
-    workers: int
-    begin: _Known = field(default_factory=_Known)  # of each task of the step: what was over when it was permitted
-    known: list[_Known] = field(default_factory=list)
-    last: dict[int, _Known] = field(default_factory=dict)  # by worker: of the pinned task that it was given last
-    of_part: dict[Range, _Known] = field(default_factory=dict)
-    behind_node: dict[int, int] = field(default_factory=dict)  # nodes whose tasks all stand before tasks of this one
-    homes: list[frozenset[int]] = field(default_factory=list)  # of pinned nodes: the workers that have tasks
-    newest: dict[int, int] = field(default_factory=dict)  # by worker: the pinned task itself
-    followed: set[int] = field(default_factory=set)  # tasks after which some other surely comes
+    def __init__(self, tasks: Tasks, workers: int) -> None:
+        self.tasks, self.workers = tasks, workers
+        self.nodes = Numbering(tasks)
+        self.begin = _Known()  # of each task of the step: what was over when it was permitted
+        self.known: list[_Known] = []
+        self.newest: dict[int, int] = {}  # by worker: the pinned task that it was given last
+        self.followed: set[Range] = set()  # tasks after which some other surely comes
+        self.awaited: dict[tuple[Tensor, Box], tuple[Access, bool]] = {}
+        self.parts: dict[Range, list[tuple[int, Range]]] = {}  # by node, the latest first
+        self.behind: dict[Range, _Known] = {}
+        self.behind_node: dict[int, int] = {}  # nodes whose tasks all stand before tasks of this one
+        self.homes: list[frozenset[int]] = []  # of pinned nodes: the workers that have tasks
 
     def edges(self, ledger: Ledger, task: Task, end: int) -> Ranges:
         """The tasks before `end` that the next task, which is this one, has to wait for. Those it polls need no event.
@@ -71,7 +76,7 @@ class PublishedReach:
         """
         found = merged((*ledger.writers_of(access(flag, tuple((0, n) for n in flag.shape))), *self._leaves()))
         everything = _Known(0, (1 << len(self.tasks.graph.nodes)) - 1)  # stands before some leaf, so has been read
-        self.begin = self._after(found) | everything
+        self.begin = reduce(or_, (self._over(*part) for part in self._latest_first(found)), everything)
         return found
 
     def is_over(self, earlier: Range, task: int) -> bool:
@@ -88,9 +93,9 @@ class PublishedReach:
             if touched.memory != WORDS:
                 made += ledger.writers_of(touched)
         for words, is_whole in self._sure(task):
-            sure += ledger.writers_of(words)
-            if is_whole:
-                whole += ledger.writers_of(words)
+            writers = ledger.writers_of(words)
+            sure += writers
+            whole += writers if is_whole else []
         return made, read, polled, sure, whole
 
     def _sure(self, task: Task) -> Iterator[tuple[Access, bool]]:
@@ -98,20 +103,24 @@ class PublishedReach:
         node, tiling = self.tasks.graph.nodes[task.node], self.tasks.tilings[task.node]
         streaming = registry()[node.op].streaming
         for tile_map in streaming.surely(node, tiling, task.ranges) if streaming else ():
-            storage = tile_map.tensor.storage
-            if storage.kind is Kind.WORDS:
-                words = access(tile_map.tensor, tile_map.at(task.ranges))
-                yield words, words.span.is_dense and words.span.stop - words.span.start == storage.nbytes
+            if tile_map.tensor.storage.kind is Kind.WORDS:
+                yield self._words(tile_map.tensor, tile_map.at(task.ranges))
+
+    def _words(self, tensor: Tensor, box: Box) -> tuple[Access, bool]:
+        if (tensor, box) not in self.awaited:
+            words = access(tensor, box)
+            is_whole = words.span.is_dense and words.span.stop - words.span.start == tensor.storage.nbytes
+            self.awaited[tensor, box] = words, is_whole
+        return self.awaited[tensor, box]
 
     def _reduced(self, found: _Found) -> Ranges:
-        number = len(self.known)
-        worker = self._worker_of(number)
-        known = self.begin | self.last.get(worker, _Known())
+        worker = self._worker_of(len(self.known))
+        known = self.begin | self.known[self.newest[worker]] if worker in self.newest else self.begin
         kept: list[Range] = []
         for node, part in self._latest_first(found.made):
             if not known.complete >> node & 1:
                 kept.append(part)
-                known |= self._behind(part) | self._all_of(node, part)
+                known |= self._over(node, part)
         for _, part in self._latest_first(found.sure):
             known |= _Known(0, self._behind(part).read)
         for node, part in self._latest_first(found.whole):
@@ -119,26 +128,24 @@ class PublishedReach:
         for node, part in self._latest_first(found.read):
             if not known.read >> node & 1:
                 kept.append(part)
-                known |= self._behind(part) | self._all_of(node, part)
-        self.known.append(known)
-        self.followed.update(t for part in (*kept, *found.whole) for t in range(*part))
-        if worker >= 0:
-            self.last[worker] = known
-            self.followed.add(self.newest.get(worker, number))
-            self.newest[worker] = number
-            self.followed.discard(number)
+                known |= self._over(node, part)
+        self._enter(known, worker, (*kept, *found.whole))
         return merged([*kept, *found.polled])
 
-    def _after(self, ranges: Ranges) -> _Known:
-        """What is over once these tasks are."""
-        known = _Known()
-        for node, part in self._latest_first(ranges):
-            known |= self._behind(part) | self._all_of(node, part)
-        return known
+    def _enter(self, known: _Known, worker: int, followed: Ranges) -> None:
+        """The next task, before which this is known; it surely comes after all `followed`, and in its queue if it is pinned."""
+        number = len(self.known)
+        self.known.append(known)
+        self.followed.update(followed)
+        if worker in self.newest:
+            self.followed.add((self.newest[worker], self.newest[worker] + 1))
+        if worker >= 0:
+            self.newest[worker] = number
 
     def _leaves(self) -> Ranges:
         """Tasks of the first step that nobody surely comes after."""
-        return merged((t, t + 1) for t in range(len(self.tasks.tasks)) if t not in self.followed)
+        ends = pairwise((0, *chain(*merged(self.followed)), len(self.tasks.tasks)))
+        return tuple(r for r in islice(ends, 0, None, 2) if r[0] < r[1])
 
     def _worker_of(self, number: int) -> int:
         """-1 where it is not known yet."""
@@ -147,17 +154,19 @@ class PublishedReach:
         tiling, first = self.tasks.tilings[node], self.tasks.first[node]
         return (number - first) * self.workers // tiling.size if tiling.pinned else -1
 
+    def _over(self, node: int, part: Range) -> _Known:
+        """What is over once these tasks of a node are."""
+        return self._behind(part) | self._all_of(node, part)
+
     def _behind(self, part: Range) -> _Known:
-        if part not in self.of_part:
-            known = _Known()
-            for number in range(*part):
-                known |= self.known[number]
-            self.of_part[part] = known
-        return self.of_part[part]
+        """What stands before these tasks."""
+        if part not in self.behind:
+            self.behind[part] = reduce(or_, set(self.known[slice(*part)]))
+        return self.behind[part]
 
     def _all_of(self, node: int, part: Range) -> _Known:
         """The node itself, when the part is all of it, and what stands before it in the queues of its workers."""
-        if part != self.tasks.extent(node):
+        if part != self.nodes.extent(node):
             return _Known()
         if node not in self.behind_node:
             self.behind_node[node] = 1 << node | self._before(node)
@@ -178,4 +187,7 @@ class PublishedReach:
 
     def _latest_first(self, ranges: Ranges) -> Sequence[tuple[int, Range]]:
         """Later nodes imply earlier ones, never the other way round."""
-        return [part for r in reversed(ranges) for part in reversed(list(self.tasks.by_node(r)))]
+        for r in ranges:
+            if r not in self.parts:
+                self.parts[r] = list(self.nodes.by_node(r))[::-1]
+        return [part for r in reversed(ranges) for part in self.parts[r]]
