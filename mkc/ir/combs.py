@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 
+import numpy as np
+from numpy.typing import NDArray
+
 Level = tuple[int, int]  # stride, count
 Form = tuple[int, tuple[Level, ...]]  # what a span is but for where it starts: the length of a run, how it is repeated
 Range = tuple[int, int]
@@ -22,11 +25,12 @@ class Comb:
     run: int
     levels: tuple[Level, ...]
 
-    def __contains__(self, number: int) -> bool:
-        rest = number - self.start
+    def holds(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each number, whether it is in the comb."""
+        rest = numbers - self.start
         for stride, count in self.levels:
-            rest -= stride * min(max(rest // stride, 0), count - 1)
-        return 0 <= rest < self.run
+            rest = rest - stride * np.clip(rest // stride, 0, count - 1)
+        return np.asarray((rest >= 0) & (rest < self.run))
 
     def run_beyond(self, number: int) -> Range:
         """The first run that ends beyond `number`, which lies before `stop`."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mkc.ir.combs import Form, distances
 from mkc.ir.layout import Layout
 
@@ -38,8 +40,8 @@ class Span:
             return False
         if self.is_dense and other.is_dense:
             return True
-        apart = other.start - self.start
-        return any(apart in comb for comb in distances(self.form, other.form))
+        apart = np.array(other.start - self.start)
+        return any(comb.holds(apart) for comb in distances(self.form, other.form))
 
     def __str__(self) -> str:
         steps = "".join(f" x{count}/{stride}" for stride, count in self.levels)
