@@ -15,7 +15,6 @@ import mkc
 from mkc import cache, cli
 from mkc.bench.tune import search
 from mkc.compiler import Compilation
-from mkc.ir.program import Program
 from mkc.numerics import in_float64, largest, teacher_forced, widened
 from mkc.targets import cuda, tuning
 from mkc.targets.kernel import Tuning
@@ -233,15 +232,8 @@ def test_a_damaged_tuning_is_ignored(
     assert tuning.recalled(streaming.program, "H200") is None
 
 
-def test_the_first_guess_paces_slots_at_the_rate_of_the_memory(streaming: Compilation) -> None:
-    assert tuning.guessed(with_shares(streaming.program, 4), 4650 / 132, 1.98) == Tuning(4, 783, 1400)
-
-
-def with_shares(program: Program, slots: int) -> Program:
-    assert program.streams is not None
-    records = program.streams.records.copy()
-    records["slots"] = slots
-    return replace(program, streams=replace(program.streams, records=records))
+def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
+    assert tuning.guessed(4650 / 132, 1.98) == Tuning(4, 783, 1400)
 
 
 def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(

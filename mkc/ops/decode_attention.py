@@ -26,12 +26,14 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
     """
     q, k, v, (position,), keys, values, *tables = ins
-    gains, angles = (tables[:2], tables[2:]) if _eps(node) else ((None, None), tables)
-    q, k = (_turned(_normed(x, gain, _eps(node)), angles) for x, gain in zip((q, k), gains, strict=True))
+    eps = node.number("eps")
+    gains, angles = (tables[:2], tables[2:]) if eps else ((None, None), tables)
+    q, k = (_turned(_normed(x, gain, eps), angles) for x, gain in zip((q, k), gains, strict=True))
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
-    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
+    scale = np.float32(node.number("scale") * LOG2E)
+    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * scale
     found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
     lse = np.repeat(lse.reshape(len(found), len(q), 1), LINE, axis=2)
@@ -91,26 +93,13 @@ def flops(node: Node) -> float:
 
 def splits(node: Node) -> int:
     """S: into how many parts the keys are shared out."""
-    count = node["splits"]
-    assert isinstance(count, int)
-    return count
-
-
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
-
-
-def _scale(node: Node) -> float:
-    scale = node["scale"]
-    assert isinstance(scale, float)
-    return scale
+    return node.integer("splits")
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     heads, depth = node.inputs[0].shape
-    return (cpp(Const(_scale(node))), *norm(_eps(node)), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+    scale, eps = node.number("scale"), node.number("eps")
+    return (cpp(Const(scale)), *norm(eps), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
 
 
 def input_bytes(node: Node) -> int:

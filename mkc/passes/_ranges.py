@@ -1,9 +1,8 @@
 """Ranges of task numbers, half open and in order."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
-from mkc.ir.tasks import Tasks
+from mkc.ir.tasks import Tasks, by_node
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -44,9 +43,4 @@ class Numbering:
 
     def by_node(self, tasks: Range) -> Iterator[tuple[int, Range]]:
         """Tasks, cut where another node begins."""
-        lo, hi = tasks
-        node = bisect_right(self.first, lo) - 1
-        while (end := self.first[node + 1]) < hi:
-            yield node, (lo, end)
-            node, lo = node + 1, end
-        yield node, (lo, hi)
+        return by_node(self.first, tasks)

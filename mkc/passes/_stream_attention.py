@@ -146,7 +146,7 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
         absorbed.append(number)
     number = _step(uses, tensor, reader, "rms_norm")
     if number is not None and (factor := gain(uses.nodes[number])) is not None:
-        tensor, eps, reader = uses.nodes[number].inputs[0], _eps(uses.nodes[number]), number
+        tensor, eps, reader = uses.nodes[number].inputs[0], uses.nodes[number].number("eps"), number
         absorbed.append(number)
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -183,12 +183,6 @@ def _line(tensor: Tensor) -> Tensor | None:
     *lead, (depth, step) = zip(tensor.shape, tensor.layout.strides, strict=True)
     same = step == 1 and all(n == 1 or s == 0 for n, s in lead) and tensor.dtype in (DType.BF16, DType.F32)
     return tensor.view(Layout((depth,), (1,), tensor.layout.offset)) if same else None
-
-
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
 
 
 def _agree(queries: _Rows, keys: _Rows) -> bool:
