@@ -125,8 +125,11 @@ class _Spans:
 
     def meeting(self, span: Span) -> list[Range]:
         """The tasks that touched a byte of it."""
-        near = [row for row in self.rows.values() if row.starts[0] < span.stop and span.start < row.starts[-1] + row.extent]
-        return [r for row in near for r in row.meeting(span)]
+        found: list[Range] = []
+        for row in self.rows.values():
+            if row.starts[0] < span.stop and span.start < row.starts[-1] + row.extent:
+                found += row.meeting(span)
+        return found
 
     def drop(self, span: Span) -> None:
         """Forget all who touched exactly these bytes."""
@@ -187,10 +190,12 @@ class _Row:
             own = self._at(start)
             own[:] = [*(r for r in own if not is_over(r, ranges[0][0])), *ranges]
 
-    def meeting(self, span: Span) -> Iterator[Range]:
+    def meeting(self, span: Span) -> list[Range]:
+        found: list[Range] = []
         for comb in distances(span.form, self.form):
             for places in self._within(comb, span.start):
-                yield from self._tasks(places)
+                found += self._tasks(places)
+        return found
 
     def drop(self, start: int) -> None:
         del self.tasks[start]
@@ -213,11 +218,12 @@ class _Row:
 
     def _within(self, comb: Comb, at: int) -> Iterator[Range]:
         """Places of the starts at the distances of a comb from `at`."""
-        place = bisect_left(self.starts, at + comb.start)
-        while place < len(self.starts) and self.starts[place] < at + comb.stop:
-            lo, hi = comb.run_beyond(self.starts[place] - at)
-            place = bisect_left(self.starts, at + lo, place)
-            stop = bisect_left(self.starts, at + hi, place)
+        starts = self.starts
+        place, end = bisect_left(starts, at + comb.start), bisect_left(starts, at + comb.stop)
+        while place < end:
+            lo, hi = comb.run_beyond(starts[place] - at)
+            place = bisect_left(starts, at + lo, place, end)
+            stop = bisect_left(starts, at + hi, place, end)
             if place < stop:
                 yield place, stop
             place = stop
