@@ -1,6 +1,7 @@
 """What operators that stream their weights share: how deep a tile is, and the template arguments of a norm."""
 
 from mkc.ir.expr import Const
+from mkc.ir.graph import Node
 from mkc.ops._functions import cpp
 
 TILE_ROWS = 8  # rows of weights that pass the tensor cores together
@@ -16,9 +17,23 @@ def fragments(depth: int) -> int:
     return count
 
 
-def norm(eps: float) -> tuple[str, str]:
-    """Epsilon, and whether there is a norm at all."""
-    return cpp(Const(eps)), truth(eps > 0)
+def norm(node: Node) -> tuple[str, str, str]:
+    """Epsilon, what is added to gains, and whether there is a norm at all."""
+    return cpp(Const(epsilon(node))), cpp(Const(offset(node))), truth(epsilon(node) > 0)
+
+
+def epsilon(node: Node) -> float:
+    """0 when there is no norm."""
+    eps = node["eps"]
+    assert isinstance(eps, float)
+    return eps
+
+
+def offset(node: Node) -> float:
+    """What is added to the gains of a norm."""
+    added = node["offset"]
+    assert isinstance(added, float)
+    return added
 
 
 def truth(value: object) -> str:

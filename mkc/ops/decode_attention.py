@@ -11,22 +11,25 @@ from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
-from mkc.ops._streaming import norm, truth
+from mkc.ops._streaming import epsilon, norm, offset
 
 BLOCK = 64  # neighbouring keys that go to one split
+MOST_HEADS = 8  # of q in a task: rows of a fragment
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
-    `rotary`. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at the position.
+    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [R] if the
+    first `rotary` = R dims are turned. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at
+    the position.
 
-    The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
-    binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
+    The keys 0..position, or the last `window` of them, are dealt out to S splits in blocks. A part is the mean of its
+    split's values by softmax, lse the binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split
+    without keys gives zeros and -inf. Gains are added to `offset`.
     """
     q, k, v, (position,), keys, values, *tables = ins
-    gains, angles = (tables[:2], tables[2:]) if _eps(node) else ((None, None), tables)
-    q, k = (_turned(_normed(x, gain, _eps(node)), angles) for x, gain in zip((q, k), gains, strict=True))
+    gains, angles = (tables[:2], tables[2:]) if epsilon(node) else ((None, None), tables)
+    q, k = (_turned(_normed(node, x, gain), angles) for x, gain in zip((q, k), gains, strict=True))
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
@@ -36,18 +39,21 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
 
 
-def _normed(x: Array, gain: Array | None, eps: float) -> Array:
+def _normed(node: Node, x: Array, gain: Array | None) -> Array:
     if gain is None:
         return x
-    return _rounded(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * gain)
+    scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon(node)))
+    return _rounded(x / scale * (gain + offset(node)))
 
 
 def _turned(x: Array, angles: Sequence[Array]) -> Array:
     if not angles:
         return x
     cos, sin = angles
+    x, rest = np.split(x, [len(cos)], axis=-1)
     first, second = np.split(x, 2, axis=-1)
-    return _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    turned = _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    return np.concatenate([turned, rest], axis=-1)
 
 
 def _rounded(x: Array) -> Array:
@@ -57,7 +63,9 @@ def _rounded(x: Array) -> Array:
 def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:
     """[KV, G, D] and [KV, G] of one split's keys."""
     keys = np.arange(scores.shape[-1])
-    mine = (keys <= position) & (keys // BLOCK % splits(node) == split)
+    first = min(position, len(keys)) - _int(node, "window") + 1 if node["window"] else 0
+    seen = (first <= keys) & (keys <= position)
+    mine = seen & (keys // BLOCK % splits(node) == split)
     if not mine.any():
         return np.zeros((*scores.shape[:2], values.shape[-1]), np.float32), np.full(scores.shape[:2], -np.inf, np.float32)
     scores = scores[..., mine]
@@ -68,18 +76,28 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each head of keys and each split. One of a head's tasks writes the cache, where no other looks."""
+    """A task for each split and at most 8 heads that share keys. One of those writes the cache, where no other looks."""
     q, k, v, position, keys, values, *tables = node.inputs
-    heads, count = k.shape[0], splits(node)
-    head, query, split = Split(0), Split(0, each=q.shape[0] // heads), Split(1)
-    share = 1 / count
+    tasks, count = k.shape[0] * _shares(node), splits(node)
+    head, query, split = Split(0, share=_shares(node)), Split(0, each=q.shape[0] // tasks), Split(1)
+    share = min(1.0, (_int(node, "window") or keys.shape[1]) / keys.shape[1]) / count
     caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
     imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
     parts, lse, *_ = node.outputs
     omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query))]
     omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
-    grid = (Axis(heads, heads), Axis(count, count))
+    grid = (Axis(tasks, tasks), Axis(count, count))
     return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
+
+
+def shares(heads: int, groups: int) -> int:
+    """How many tasks share the keys of a head, since one has at most 8 heads of q; 0 when those do not come out even."""
+    group = heads // groups
+    return next((n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS), 0)
+
+
+def _shares(node: Node) -> int:
+    return shares(node.inputs[0].shape[0], node.inputs[1].shape[0])
 
 
 def flops(node: Node) -> float:
@@ -89,15 +107,13 @@ def flops(node: Node) -> float:
 
 def splits(node: Node) -> int:
     """S: into how many parts the keys are shared out."""
-    count = node["splits"]
+    return _int(node, "splits")
+
+
+def _int(node: Node, key: str) -> int:
+    count = node[key]
     assert isinstance(count, int)
     return count
-
-
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
 
 
 def _scale(node: Node) -> float:
@@ -108,13 +124,15 @@ def _scale(node: Node) -> float:
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     heads, depth = node.inputs[0].shape
-    return (cpp(Const(_scale(node))), *norm(_eps(node)), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+    numbers = (_int(node, "rotary"), splits(node), _int(node, "window"), _shares(node), heads, depth)
+    return (cpp(Const(_scale(node))), *norm(node), *map(str, numbers))
 
 
 def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, then what each of 8 warps found: sums, the highest score, the total."""
     (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
-    return 10 * (2 * depth + 16) + 8 * heads // kv_heads * (4 * depth + 8)
+    group = heads // kv_heads // _shares(node)
+    return 10 * (2 * depth + 16) + 8 * group * (4 * depth + 8)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

@@ -97,6 +97,8 @@ def _cat(b: Builder, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         apart = first.layout.unsqueeze(dim)
         shape = (*apart.shape[:dim], len(tensors), *apart.shape[dim + 1 :])
         return b.reshape(first.view(apart.expand(shape)), b.shape)
+    if len(tensors) == 1 and first.dtype is b.dtype:
+        return first
     out = b.new(b.shape, b.dtype, "cat")
     at = 0
     for part in tensors:

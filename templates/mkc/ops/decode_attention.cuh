@@ -5,35 +5,62 @@
 
 namespace mkc::ops {
 
-// Operands: parts, lse, the caches; q, k, v, position, the caches, the gains with Norm, cos and sin with Rotary.
-// A task is a head of keys and a split. Rows of a tensor core's fragments are the heads of q that share those keys.
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, class Keys,
-          class Values, class Q, class K, class V, class... Rest>
+template <class... V>
+struct LastElement {
+  using Type = bf16;
+};
+template <class First, class... V>
+struct LastElement<First, V...> : LastElement<V...> {};
+template <class V>
+struct LastElement<V> {
+  using Type = typename V::Element;
+};
+
+template <class V>
+constexpr long long kStep = 0;  // from row to row
+template <class T, int N, int D, long long S, long long One>
+constexpr long long kStep<View<T, Shape<N, D>, Stride<S, One>>> = S;
+template <class T, int N, int D, long long S, long long One>
+constexpr long long kStep<Words<T, Shape<N, D>, Stride<S, One>>> = S;
+template <class V>
+constexpr int kEach = kIsPublished<V> ? 4 : 1;  // elements of what its pointer points at
+
+// Operands: parts, lse, the caches; q, k, v, position, the caches, the gains with Norm, cos and sin of the first `Turned`
+// dims when there are some. A task is a split and some heads of q, `Shares` such tasks to a head of keys: they are the
+// rows of a tensor core's fragments. With a Window only so many keys are seen, up to the position.
+template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, class Parts,
+          class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
 struct DecodeAttention;
 
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, int KvHeads,
-          int Room, long long Step0, long long Step1, class Values, class Q, class K, class V, class... Rest>
-struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
+template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, class Parts,
+          class Lse, int KvHeads, int Room, long long Step0, long long Step1, class Values, class Q, class K, class V, class... Rest>
+struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Parts, Lse,
                        View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>, Values, Q, K, V, Rest...> {
-  static_assert(D == 64 || D == 128, "rows that a few lanes hold");
+  static_assert(D % 16 == 0 && D <= 256 && Turned % 16 == 0 && Turned <= D, "rows that a few lanes hold");
   using Cache = View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>;
-  static constexpr int kGroup = Heads / KvHeads, kTile = 16, kBlock = 64;
+  using Angle = typename LastElement<Rest...>::Type;
+  static constexpr int kGroup = Heads / KvHeads / Shares, kTile = 16, kBlock = 64;
+  static constexpr int kThirties = (D + 31) / 32, kSixties = (D + 63) / 64;  // fragments may reach beyond a row, where there are zeros
   static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
   static constexpr int kTotals = kTops + kComputeWarps * kGroup * 4;
 
   struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
-    int head, split, position, cached;
+    int part, head, split, position, cached;  // part: of the heads of q
     bool appends;
-    MKC_DEVICE Where(const Range* r, int64 at) : head(r[0].begin), split(r[1].begin) {
+    MKC_DEVICE Where(const Range* r, int64 at) : part(r[0].begin), head(r[0].begin / Shares), split(r[1].begin) {
       position = static_cast<int>(at < 0 ? -1 : at < Room ? at : Room);
       appends = position >= 0 && position < Room;
       cached = position < 0 ? 0 : position;
     }
     MKC_DEVICE int keys() const { return cached + appends; }
-    MKC_DEVICE int first(int tile) const { return (tile / (kBlock / kTile) * Splits + split) * kBlock + tile % (kBlock / kTile) * kTile; }
+    MKC_DEVICE int hidden() const { return Window > 0 && position >= Window ? position - Window + 1 : 0; }  // keys out of sight
+    MKC_DEVICE int first(int tile) const {
+      const int round = tile / (kBlock / kTile) + hidden() / (kBlock * Splits);
+      return (round * Splits + split) * kBlock + tile % (kBlock / kTile) * kTile;
+    }
     MKC_DEVICE bool is_empty() const { return first(0) >= keys(); }
-    MKC_DEVICE bool owns_new() const { return appends && position / kBlock % Splits == split; }
+    MKC_DEVICE bool owns_new() const { return appends && part % Shares == 0 && position / kBlock % Splits == split; }
   };
 
   // ---- the compute part: keys and values come from memory while q is still on its way
@@ -45,13 +72,14 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     const bf16* const values = Cache(entry.operands[3]).data + where.head * Step0;
     const auto [warp, g, t] = c.place();
     const int count = where.keys();
-    Quad k[2][D / 32], v[4][D / 64];
+    Quad k[2][kThirties], v[4][kSixties];
     const auto load_keys = [&](int first) {
       MKC_UNROLL
       for (int u = 0; u < 2; ++u) {
         const int row = first + u * 8 + g;
         MKC_UNROLL
-        for (int j = 0; j < D / 32; ++j) k[u][j] = row < where.cached ? load_quad(keys + row * Step1 + j * 32 + t * 8) : Quad{};
+        for (int j = 0; j < kThirties; ++j)
+          k[u][j] = row < where.cached && j * 32 + t * 8 < D ? load_quad(keys + row * Step1 + j * 32 + t * 8) : Quad{};
       }
     };
     const auto load_values = [&](int first) {
@@ -59,10 +87,11 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       for (int u = 0; u < 4; ++u) {
         const int row = first + u / 2 * 8 + 2 * t + u % 2;
         MKC_UNROLL
-        for (int j = 0; j < D / 64; ++j) v[u][j] = row < where.cached ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
+        for (int j = 0; j < kSixties; ++j)
+          v[u][j] = row < where.cached && j * 64 + g * 8 < D ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
       }
     };
-    float out[D / 8][2] = {}, top = kLeast, total = 0.0f;
+    float out[kSixties * 8][2] = {}, top = kLeast, total = 0.0f;
     int tile = warp, first = where.first(tile);
     MKC_NO_UNROLL
     for (bool waited = false;; first = where.first(tile += kComputeWarps)) {
@@ -71,15 +100,15 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       if (first >= count) break;
       if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key and value
         MKC_UNROLL
-        for (int j = 0; j < D / 32; ++j) {
-          const Quad row = load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2);
+        for (int j = 0; j < kThirties; ++j) {
+          const Quad row = j * 32 + t * 8 < D ? load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2) : Quad{};
           MKC_UNROLL
           for (int u = 0; u < 2; ++u)
             if (first + u * 8 + g == where.position) k[u][j] = row;
         }
         MKC_UNROLL
-        for (int j = 0; j < D / 64; ++j) {
-          const Quad row = load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2);
+        for (int j = 0; j < kSixties; ++j) {
+          const Quad row = j * 64 + g * 8 < D ? load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2) : Quad{};
           MKC_UNROLL
           for (int u = 0; u < 4; ++u)
             if (first + u / 2 * 8 + 2 * t + u % 2 == where.position) v[u][j] = row;
@@ -87,8 +116,8 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       }
       float s[2][2] = {};
       MKC_UNROLL
-      for (int j = 0; j < D / 32; ++j) {
-        const Quad q = load_shared(c.input + g * kPitch + (j * 32 + t * 8) * 2);
+      for (int j = 0; j < kThirties; ++j) {
+        const Quad q = j * 32 + t * 8 < D ? load_shared(c.input + g * kPitch + (j * 32 + t * 8) * 2) : Quad{};
         MKC_UNROLL
         for (int u = 0; u < 2; ++u) {
           multiply_upper(s[u], q.x, q.y, k[u][j].x, k[u][j].y);
@@ -98,7 +127,8 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       float highest = top;
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const bool seen = first + i / 2 * 8 + 2 * t + i % 2 < count;
+        const int key = first + i / 2 * 8 + 2 * t + i % 2;
+        const bool seen = key < count && (Window == 0 || key >= where.hidden());
         s[i / 2][i % 2] = seen ? s[i / 2][i % 2] * (Scale::of() * 1.44269504088896341f) : kLeast;
         highest = max(highest, s[i / 2][i % 2]);
       }
@@ -114,9 +144,9 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
         total += low(p[u]) + high(p[u]);
       }
       MKC_UNROLL
-      for (int i = 0; i < D / 8; ++i) out[i][0] *= shrink, out[i][1] *= shrink;
+      for (int i = 0; i < kSixties * 8; ++i) out[i][0] *= shrink, out[i][1] *= shrink;
       MKC_UNROLL
-      for (int j = 0; j < D / 64; ++j) {
+      for (int j = 0; j < kSixties; ++j) {
         const uint32 rows[4][4] = {{v[0][j].x, v[0][j].y, v[0][j].z, v[0][j].w}, {v[1][j].x, v[1][j].y, v[1][j].z, v[1][j].w},
                                    {v[2][j].x, v[2][j].y, v[2][j].z, v[2][j].w}, {v[3][j].x, v[3][j].y, v[3][j].z, v[3][j].w}};
         MKC_UNROLL
@@ -130,11 +160,12 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
     if (g < kGroup) {
       const uint32 row = warp * kGroup + g, to = c.input + kResults + row * D * 4;
-      if (total > 0.0f) {
+      if (total > 0.0f || Window > 0) {  // a window may hide all of a warp's keys
         MKC_UNROLL
-        for (int i = 0; i < D / 8; ++i) {  // column 2t of mma i is dim i % 8 of the 8 that lane row 2t holds
-          store_shared(to + (i / 8 * 64 + 2 * t * 8 + i % 8) * 4, out[i][0]);
-          store_shared(to + (i / 8 * 64 + (2 * t + 1) * 8 + i % 8) * 4, out[i][1]);
+        for (int i = 0; i < kSixties * 8; ++i) {  // column 2t of mma i is dim i % 8 of the 8 that lane row 2t holds
+          const int dim = i / 8 * 64 + 2 * t * 8 + i % 8;
+          if (dim < D) store_shared(to + dim * 4, out[i][0]);
+          if (dim + 8 < D) store_shared(to + (dim + 8) * 4, out[i][1]);
         }
       }
       if (t == 0) store_shared(c.input + kTops + row * 4, top), store_shared(c.input + kTotals + row * 4, total);
@@ -146,7 +177,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // Two tasks earlier: keys and values that memory has had since earlier steps. A position that is out of date does no harm.
   template <class Page>
   MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range* r) {
-    constexpr int kLines = D * 2 / 128;  // of a row
+    constexpr int kLines = kSixties;  // of a row
     const Where where(r, talk.position(p[7]));
     MKC_NO_UNROLL
     for (int i = talk.thread();; i += kTalkThreads) {
@@ -172,38 +203,32 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   // the new rows, 8 elements to a thread: normalised, rotated, into shared memory, and into the cache
   template <class Page>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
-    constexpr int kLanes = D / 8, kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
+    constexpr int kLanes = D > 128 ? 32 : D > 64 ? 16 : D > 32 ? 8 : D > 16 ? 4 : 2;  // some may have nothing to do
+    constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
     const int column = talk.thread() % kLanes * 8;
-    const uint32 bits = use_bits(talk.use);
-    Quad cos{}, sin{};
-    if constexpr (Rotary) {
-      cos = load_quad(static_cast<const bf16*>(p[10 + 2 * Norm]) + column);
-      sin = load_quad(static_cast<const bf16*>(p[11 + 2 * Norm]) + column);
+    float cos[8] = {}, sin[8] = {};
+    if (column < Turned) {
+      angles(p[10 + 2 * Norm], column, cos);
+      angles(p[11 + 2 * Norm], column, sin);
     }
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
       const bool of_q = pass * kRows + talk.thread() / kLanes < kGroup;
-      gains[pass] = *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column);
+      gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column) : Quad{};
     }
     talk.let_others_finish();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       const int row = pass * kRows + talk.thread() / kLanes;
-      const uint64* const from = row < kGroup ? Q(p[4]).data + ((where.head * kGroup + row) * D + column) / 4
-                               : row == kGroup ? K(p[5]).data + (where.head * D + column) / 4
-                                               : V(p[6]).data + (where.head * D + column) / 4;
-      TwoWords words{bits, bits};
-      if (row < kGroup + 2) talk.poll([&] { return is_of(words = load_words(from), bits); });
+      const bool mine = row < kGroup + 2 && column < D;
+      float x[8] = {};
+      take(talk, p, where, mine ? row : -1, column, x);
       __syncwarp();
-      float x[8];
-      eight(values(words), x);
-      MKC_UNROLL
-      for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
-      if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
-      if (Rotary) rotate(x, cos, sin, column < D / 2, row <= kGroup);
+      if constexpr (Norm) normalise<kLanes>(x, gains[pass], row <= kGroup);
+      if constexpr (Turned > 0) rotate(x, cos, sin, column, row <= kGroup);
       const Quad made = eight(x);
-      if (row >= kGroup + 2) continue;
+      if (!mine) continue;
       store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + column * 2, made);
       if (row >= kGroup && where.owns_new()) {
         bf16* const cache = Cache(p[row == kGroup ? 2 : 3]).data + where.head * Step0 + where.position * Step1;
@@ -211,25 +236,64 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       }
     }
   }
+  // 8 elements of that row of q, of k or of v
+  template <class Page>
+  MKC_DEVICE static void take(Talk<Page>& talk, void* const* p, const Where& where, int row, int column, float (&x)[8]) {
+    const int head = where.part * kGroup + row;
+    if constexpr (kIsPublished<Q> && kIsPublished<K> && kIsPublished<V>) {
+      const uint64* const from = row < kGroup ? Q(p[4]).data + (head * kStep<Q> + column) / 4
+                               : row == kGroup ? K(p[5]).data + (where.head * kStep<K> + column) / 4
+                                               : V(p[6]).data + (where.head * kStep<V> + column) / 4;
+      if (row >= 0) take(talk, from, x);
+    } else {
+      if (row >= 0 && row < kGroup) take(talk, Q(p[4]).data + (head * kStep<Q> + column) / kEach<Q>, x);
+      if (row == kGroup) take(talk, K(p[5]).data + (where.head * kStep<K> + column) / kEach<K>, x);
+      if (row == kGroup + 1) take(talk, V(p[6]).data + (where.head * kStep<V> + column) / kEach<V>, x);
+    }
+  }
+  template <class Page>
+  MKC_DEVICE static void take(Talk<Page>& talk, const uint64* from, float (&x)[8]) {
+    const uint32 bits = use_bits(talk.use);
+    TwoWords words;
+    talk.poll([&] { return is_of(words = load_words(from), bits); });
+    eight(values(words), x);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) x[i] *= kUnscaled;
+  }
+  template <class Page>
+  MKC_DEVICE static void take(Talk<Page>&, const bf16* from, float (&x)[8]) {
+    eight(load_quad(from), x);
+  }
+  MKC_DEVICE static void angles(const void* line, int column, float (&x)[8]) {
+    if constexpr (sizeof(Angle) == 2) {
+      eight(load_quad(static_cast<const bf16*>(line) + column), x);
+    } else {
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i) x[i] = static_cast<const volatile float*>(line)[column + i];
+    }
+  }
+  template <int Lanes>
   MKC_DEVICE static void normalise(float (&x)[8], const Quad& gain, bool wanted) {
     float squares = 0.0f, by[8];
     MKC_UNROLL
     for (int i = 0; i < 8; ++i) squares += x[i] * x[i];
     MKC_UNROLL
-    for (int bit = D / 16; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
+    for (int bit = Lanes / 2; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
     const float scale = rsqrt(squares * (1.0f / D) + Eps::of());
     eight(gain, by);
     MKC_UNROLL
     for (int i = 0; i < 8; ++i)
-      if (wanted) x[i] = rounded(rounded(x[i] * scale) * by[i]);
+      if (wanted) x[i] = rounded((Offset::of() == 0.0f ? rounded(x[i] * scale) : x[i] * scale) * (by[i] + Offset::of()));
   }
-  MKC_DEVICE static void rotate(float (&x)[8], const Quad& cos, const Quad& sin, bool first_half, bool wanted) {
-    float c[8], s[8];
-    eight(cos, c), eight(sin, s);
+  // x cos + (-second half, first half) sin
+  MKC_DEVICE static void rotate(float (&x)[8], const float (&cos)[8], const float (&sin)[8], int column, bool wanted) {
+    constexpr int kHalf = Turned / 16;  // in lanes
+    const bool first_half = column < Turned / 2, turned = wanted && column < Turned;
+    const int partner = lane() % 32 + (first_half ? kHalf : -kHalf);
     MKC_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const float partner = __shfl_xor_sync(0xFFFFFFFFu, x[i], D / 16);
-      if (wanted) x[i] = x[i] * c[i] + (first_half ? -partner : partner) * s[i];
+      const float other = __shfl_sync(0xFFFFFFFFu, x[i], partner);
+      if (turned) x[i] = x[i] * cos[i] + (first_half ? -other : other) * sin[i];
     }
   }
   // what the compute warps found, weighed against each other
@@ -238,7 +302,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     const uint32 base = talk.input;
     uint32 misfit = 0;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
-      const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.head * kGroup + row;
+      const int row = word / (D / 4), dim = word % (D / 4) * 4, head = where.split * Heads + where.part * kGroup + row;
       Four sum = {};
       float top = kLeast, total = 0.0f;
       if (!where.is_empty()) {
@@ -253,7 +317,7 @@ struct DecodeAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
           MKC_UNROLL
           for (int i = 0; i < 4; ++i) sum.at[i] += weight * part.at[i];
         }
-        const float by = inverse(total);
+        const float by = Window == 0 || total > 0.0f ? inverse(total) : 0.0f;
         MKC_UNROLL
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }

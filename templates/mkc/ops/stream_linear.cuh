@@ -142,7 +142,7 @@ struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
   MKC_DEVICE void read(Talk&, void* p, int n) {
     const View<T, Shape<M, N>, Stride<S0, S1>> view(p);
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(0, n + i)));
+    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(0, N % 4 == 0 || n + i < N ? n + i : N - 1)));
   }
 };
 template <class S, class D>
@@ -155,6 +155,36 @@ struct FourOf<Words<bf16, S, D>> {
     talk.poll([&] { return is_of(word = load_word(words.data + n / 4), use_bits(talk.use)); });
     const uint32 front = static_cast<uint32>(word) & ~kUseBits, back = static_cast<uint32>(word >> 32) & ~kUseBits;
     v = {low(front) * kUnscaled, high(front) * kUnscaled, low(back) * kUnscaled, high(back) * kUnscaled};
+  }
+};
+
+// The extra operand that comes in pieces, one beside the other: the views after the first `Skip`.
+template <int Skip, class... V>
+struct Pieces {
+  Four v;
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    (read_piece<V>(talk, *p++, n), ...);
+  }
+  template <class Expr, class... Values>
+  MKC_DEVICE float of(int i, Values... values) const {
+    return float(Expr::of(values..., v.at[i]));
+  }
+
+ private:
+  template <class Piece, class Talk>
+  MKC_DEVICE void read_piece(Talk& talk, void* p, int& n) {  // n counts from the piece's first
+    FourOf<Piece> four;
+    if (n >= 0 && n < Piece::extent(1)) four.read(talk, p, n), v = four.v;
+    n -= Piece::extent(1);
+  }
+};
+template <int Skip, class First, class... Rest>
+  requires(Skip > 0)
+struct Pieces<Skip, First, Rest...> : Pieces<Skip - 1, Rest...> {
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    Pieces<Skip - 1, Rest...>::read(talk, p + 1, n);
   }
 };
 
@@ -190,14 +220,26 @@ struct Extras<0, First, Rest...> {
   }
 };
 
-// Operands: y, x, then gain [K] with Norm, lse [S, H] and position when Merge > 0, then extras. When Best > 0, y has an
-// entry for every so many outputs, a task's, which says which of them is the best.
-template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
+template <bool InPieces, int Skip, class... V>
+struct ExtrasOrPieces {
+  using Type = Extras<Skip, V...>;
+};
+template <int Skip, class... V>
+struct ExtrasOrPieces<true, Skip, V...> {
+  using Type = Pieces<Skip, V...>;
+};
+
+// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H] and position when Merge > 0, then extras, or
+// the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's, which says which of them is the best.
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
+          bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
   static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
   static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
+  static constexpr int kBefore = Norm + Shifted + 2 * (Merge > 0);  // operands before the extras
   using P = Passage<Tiles, Fragments>;
+  static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   template <class Page>
@@ -215,11 +257,12 @@ struct StreamLinear {
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int word = talk.thread();  // has four outputs of a round
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
-    Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kRaw ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
+    else if constexpr (Centred) centred(talk, p);
     else scale = input(talk, p, scale);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
@@ -227,7 +270,7 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit, best);
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
@@ -256,7 +299,7 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit,
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, int end, float scale, const E& extras, uint32& misfit,
                                 mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
@@ -269,13 +312,15 @@ struct StreamLinear {
     }
     if constexpr (Best > 0) {
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
+      for (int i = 0; i < 4; ++i)
+        if (n + i < end) best.see(v.at[i], n + i);
     } else if constexpr (kIsPublished<Y>) {
       store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
     } else {
       const Y out(y);
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) store(out(0, n + i), v.at[i]);
+      for (int i = 0; i < 4; ++i)
+        if (n + i < end) store(out(0, n + i), v.at[i]);
     }
   }
 
@@ -305,7 +350,7 @@ struct StreamLinear {
           MKC_UNROLL
           for (int i = 0; i < 8; ++i) {
             if (kIsPublished<X>) value[i] *= kUnscaled;
-            squares += value[i] * value[i], value[i] *= by[i];
+            squares += value[i] * value[i], value[i] *= by[i] + Offset::of();
           }
           v[j] = eight(value);
         }
@@ -315,6 +360,44 @@ struct StreamLinear {
     talk.input_is_ready();
     if constexpr (kNorm) scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
     return scale;
+  }
+  // The same for a norm that takes away the mean: the whole row is held until that is known.
+  template <class Page>
+  MKC_DEVICE static void centred(Talk<Page>& talk, void* const* p) {
+    const int first = talk.thread();
+    Quad v[kColumns];
+    if constexpr (kIsPublished<X>) talk.let_others_finish();
+    bring<kColumns>(talk, X(p[1]), first, v);
+    float sum = 0.0f, squares = 0.0f;
+    each(first, v, [&](float x) { sum += x; });
+    const float mean = talk.total(sum) * (1.0f / Depth);
+    meet(kAmongTalk, kTalkThreads);  // before the next total
+    each(first, v, [&](float x) { squares += (x - mean) * (x - mean); });
+    const float scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first + j * kTalkThreads;
+      float value[8] = {}, by[8], plus[8] = {};
+      if (column < Depth / 8) {
+        eight(v[j], value), eight(*(static_cast<const Quad*>(p[2]) + column), by);
+        if constexpr (Shifted) eight(*(static_cast<const Quad*>(p[3]) + column), plus);
+        MKC_UNROLL
+        for (int i = 0; i < 8; ++i) value[i] = (value[i] * (kIsPublished<X> ? kUnscaled : 1.0f) - mean) * scale * (by[i] + Offset::of()) + plus[i];
+      }
+      if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(value));
+    }
+    talk.input_is_ready();
+  }
+  template <class Visit>
+  MKC_DEVICE static void each(int first, const Quad (&v)[kColumns], Visit visit) {
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      float value[8];
+      eight(v[j], value);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i)
+        if (first + j * kTalkThreads < Depth / 8) visit(value[i] * (kIsPublished<X> ? kUnscaled : 1.0f));
+    }
   }
   template <int Count, class Page, class S, class D>
   MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
