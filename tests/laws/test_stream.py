@@ -29,7 +29,7 @@ AutoModelForCausalLM = transformers.AutoModelForCausalLM
 ROOM = 192
 STREAMS = ("stream_linear", "decode_attention")
 PLAIN = (  # whose layers are five streams, whatever their biases, norms, gates, windows and heads
-    "llama", "llama, gelu", "llama, biased", "qwen2", "gemma", "mistral", "granite", "starcoder2", "phi", "gpt-neox",
+    "llama", "llama, gelu", "llama, biased", "qwen2", "gemma", "mistral", "granite", "starcoder2", "phi", "phi3", "gpt-neox",
 )  # fmt: skip
 
 
@@ -63,8 +63,9 @@ MODELS: dict[str, Callable[[], Any]] = {
     "olmo2": lambda: tiny("Olmo2"),
     "granite": lambda: tiny("Granite", attention_multiplier=0.02, residual_multiplier=0.22, logits_scaling=8.0, head_dim=80),
     "starcoder2": lambda: tiny("Starcoder2", num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384),
-    "phi": lambda: tiny("Phi", num_key_value_heads=4),
+    "phi": lambda: tiny("Phi", num_key_value_heads=4, vocab_size=80),
     "gpt-neox": lambda: tiny("GPTNeoX", num_key_value_heads=4),
+    "phi3": lambda: tiny("Phi3", num_key_value_heads=4, vocab_size=88),
     "gpt2": lambda: tiny("GPT2", num_key_value_heads=4, n_embd=256, n_head=4, n_layer=1, n_positions=256),
 }
 

@@ -40,6 +40,7 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
   using Cache = View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>;
   using Angle = typename LastElement<Rest...>::Type;
   static constexpr int kGroup = Heads / KvHeads / Shares, kTile = 16, kBlock = 64;
+  static constexpr bool kAhead = D <= 128;  // values are fetched together with their keys, as registers allow
   static constexpr int kThirties = (D + 31) / 32, kSixties = (D + 63) / 64;  // fragments may reach beyond a row, where there are zeros
   static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
@@ -91,14 +92,25 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
           v[u][j] = row < where.cached && j * 64 + g * 8 < D ? load_quad(values + row * Step1 + j * 64 + g * 8) : Quad{};
       }
     };
+    const auto append_value = [&](int first) {
+      if (!where.appends || where.position < first || first + kTile <= where.position) return;
+      MKC_UNROLL
+      for (int j = 0; j < kSixties; ++j) {
+        const Quad row = j * 64 + g * 8 < D ? load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2) : Quad{};
+        MKC_UNROLL
+        for (int u = 0; u < 4; ++u)
+          if (first + u / 2 * 8 + 2 * t + u % 2 == where.position) v[u][j] = row;
+      }
+    };
     float out[kSixties * 8][2] = {}, top = kLeast, total = 0.0f;
     int tile = warp, first = where.first(tile);
     MKC_NO_UNROLL
     for (bool waited = false;; first = where.first(tile += kComputeWarps)) {
-      if (first < count) load_keys(first), load_values(first);
+      if (first < count) load_keys(first);
+      if (kAhead && first < count) load_values(first);
       if (!waited) meet(kInputReady, kBothThreads), waited = true;
       if (first >= count) break;
-      if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key and value
+      if (where.appends && first <= where.position && where.position < first + kTile) {  // the new key
         MKC_UNROLL
         for (int j = 0; j < kThirties; ++j) {
           const Quad row = j * 32 + t * 8 < D ? load_shared(c.input + kNewKey * kPitch + (j * 32 + t * 8) * 2) : Quad{};
@@ -106,14 +118,8 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
           for (int u = 0; u < 2; ++u)
             if (first + u * 8 + g == where.position) k[u][j] = row;
         }
-        MKC_UNROLL
-        for (int j = 0; j < kSixties; ++j) {
-          const Quad row = j * 64 + g * 8 < D ? load_shared(c.input + kNewValue * kPitch + (j * 64 + g * 8) * 2) : Quad{};
-          MKC_UNROLL
-          for (int u = 0; u < 4; ++u)
-            if (first + u / 2 * 8 + 2 * t + u % 2 == where.position) v[u][j] = row;
-        }
       }
+      if (kAhead) append_value(first);
       float s[2][2] = {};
       MKC_UNROLL
       for (int j = 0; j < kThirties; ++j) {
@@ -124,6 +130,7 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
           multiply_upper(s[u], q.z, q.w, k[u][j].z, k[u][j].w);
         }
       }
+      if (!kAhead) load_values(first), append_value(first);
       float highest = top;
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) {
