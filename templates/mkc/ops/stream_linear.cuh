@@ -14,18 +14,27 @@ template <int Tiles, int F>
 struct Passage {
   static constexpr int kSlots = (Tiles * F + 3) / 4;
   static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
-  static constexpr int batch() {              // slots in registers at once: whole tiles, or a whole share of one
+  static constexpr int even_batch() {         // slots in registers at once: whole tiles, or a whole share of one
     if (kHeld) return kSlots;
     for (int slots = 6; slots > 1; --slots)
       if (slots * 4 % F == 0) return slots;
     for (int slots = 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
-    return 1;
+    return 0;
   }
-  static constexpr int kBatch = batch(), kFragments = kBatch * 4;
-  static constexpr bool kWhole = kHeld || kFragments % F == 0;
-  static_assert(kWhole || F % kFragments == 0, "the compiler pads a depth so that batches fit it");
-  static constexpr int kTilesABatch = kWhole ? kFragments / F : 1;
+  // Where no batch is even, batches take turns: those of a period, in which whole slots make whole tiles.
+  static constexpr bool kTurns = even_batch() == 0;
+  static constexpr int kPeriodTiles = F % 4 == 0 ? 1 : F % 2 == 0 ? 2 : 4, kPeriod = kPeriodTiles * F / 4;  // tiles, slots
+  static constexpr int kTurn = (kPeriod + 4) / 5;  // batches of 5 slots at most; the first few may have one more than the others
+  static_assert(!kTurns || kPeriod <= 20, "the compiler pads a depth so that batches fit it");
+  static constexpr int kShort = kPeriod / kTurn, kLong = kPeriod % kTurn;  // slots of a short batch, and how many have one more
+  static constexpr int turn_of(int slot) {
+    return slot < kLong * (kShort + 1) ? slot / (kShort + 1) : kLong + (slot - kLong * (kShort + 1)) / kShort;
+  }
+  static constexpr int begin_of(int turn) { return turn * kShort + (turn < kLong ? turn : kLong); }
+  static constexpr int kBatch = kTurns ? kShort + (kLong > 0) : even_batch(), kFragments = kBatch * 4;
+  static constexpr bool kWhole = kHeld || (!kTurns && kFragments % F == 0);
+  static constexpr int kTilesABatch = kTurns ? kPeriodTiles : kWhole ? kFragments / F : 1;
   static constexpr int kRound = kHeld ? Tiles : kMaxTiles / kTilesABatch * kTilesABatch;  // tiles between two meetings
   static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
 };
@@ -49,6 +58,19 @@ struct Inputs {
     }
   }
 };
+
+// The inputs of a slot's four fragments, of which the first is number `first` of a tile; the others may be of the next.
+template <int F>
+MKC_DEVICE void take_slot(Inputs<F, 4>& x, uint32 input, int first) {
+  constexpr int kTogether = F % 4 == 0 ? 4 : F % 2 == 0 ? 2 : 1;
+  MKC_UNROLL
+  for (int i = 0; i < 4; i += kTogether) {
+    Inputs<F, kTogether> some;
+    some.take(input, (first + i) % F);
+    MKC_UNROLL
+    for (int j = 0; j < kTogether; ++j) x.b[i + j][0] = some.b[j][0], x.b[i + j][1] = some.b[j][1];
+  }
+}
 
 struct Sums {  // of a tile: two chains, so that one mma need not wait for the one before
   float even[4], odd[4];
@@ -89,6 +111,31 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
     }
     MKC_UNROLL
     for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder);
+  } else if constexpr (P::kTurns) {
+    constexpr bool kKept = F <= 16;  // in registers for all tiles
+    Inputs<F, kKept ? F : 4> x;
+    if (kKept) x.take(input, 0);
+    Sums s;
+    int tile = 0;
+    MKC_NO_UNROLL
+    for (int slot = 0; slot < P::kSlots; slot += P::kPeriod, tile += P::kPeriodTiles) {
+      if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+      MKC_UNROLL
+      for (int i = 0; i < P::kPeriod * 4; ++i) {
+        const int f = i % F, here = i / 4, turn = P::turn_of(here), held = here - P::begin_of(turn);
+        if (f == 0) s.clear();
+        if constexpr (!kKept)
+          if (i % 4 == 0) take_slot<F>(x, input, f);
+        s.add(f, w[held][i % 4], x.b[kKept ? f : i % 4]);
+        if (i % 4 == 3) {  // the slot that takes this one's place, if the next turn has one, in the order of the ring
+          const int next = P::begin_of(turn + 1) + held;
+          if (next < P::begin_of(turn + 2) || turn + 1 == P::kTurn)
+            if (slot + next < P::kSlots) c.ring.fetch(w[held]);
+          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < P::kSlots) c.ring.fetch(w[P::kBatch - 1]);
+        }
+        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * 32, holder);
+      }
+    }
   } else if constexpr (P::kWhole) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
     Inputs<F, F> x;
