@@ -20,6 +20,7 @@ from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 
 DEEPEST = 1 << 15  # a row in shared memory, beside the ring
 DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
+MOST_PIECES = 8  # of an operand
 VECTOR, WORD = 8, 4  # elements that are read at once, and published at once
 NORMS = ("rms_norm", "layer_norm")
 WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
@@ -247,10 +248,11 @@ def _may_join(uses: Uses, node: Node) -> bool:
 
 
 def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers in runs during which nobody writes the row."""
+    """The numbers in runs during which nobody writes the row, and of which a task may have all operands."""
     runs: list[list[int]] = []
     for number in numbers:
-        if runs and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
+        few = runs and (not extras(uses.nodes[number]) or len(runs[-1]) < MOST_PIECES)
+        if few and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
             runs[-1].append(number)
         else:
             runs.append([number])

@@ -65,6 +65,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "starcoder2": lambda: tiny("Starcoder2", num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384),
     "phi": lambda: tiny("Phi", num_key_value_heads=4, vocab_size=80),
     "gpt-neox": lambda: tiny("GPTNeoX", num_key_value_heads=4),
+    "glm4": lambda: tiny("Glm4"),  # dims are turned by pairs
     "phi3": lambda: tiny("Phi3", num_key_value_heads=4, vocab_size=88),
     "gpt2": lambda: tiny("GPT2", num_key_value_heads=4, n_embd=256, n_head=4, n_layer=1, n_positions=256),
 }
@@ -219,6 +220,39 @@ def ops_of(model: nn.Module, x: torch.Tensor) -> list[str]:
 
 def row(dtype: torch.dtype = torch.bfloat16, rows: int = 1) -> torch.Tensor:
     return torch.randn(rows, 64, dtype=dtype)
+
+
+class Biased(nn.Module):
+    """So many products of one row, each with a bias."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(nn.Linear(64, 64, dtype=torch.bfloat16) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.softmax(layer(x), -1) for layer in self.all]
+
+
+def test_products_with_biases_are_joined_as_far_as_a_task_has_operands() -> None:
+    assert [op for op in ops_of(Biased(3), row()) if "stream" in op] == ["stream_linear3"]
+    assert [op for op in ops_of(Biased(11), row()) if "stream" in op] == ["stream_linear8", "stream_linear3"]
+
+
+class FusedGate(nn.Module):
+    """Both halves of one product, one of which gates the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(64, 128, dtype=torch.bfloat16)
+        self.down = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.both(x).chunk(2, -1)
+        return self.down(torch.sigmoid(gate) * up)
+
+
+def test_halves_of_one_product_may_gate_each_other() -> None:
+    assert ops_of(FusedGate(), row()) == ["stream_linear2", "stream_linear1"]
 
 
 def test_a_norm_or_a_gate_that_others_read_stays() -> None:
