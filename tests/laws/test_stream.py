@@ -60,6 +60,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: tiny("Gemma2", sliding_window=20, num_hidden_layers=2, head_dim=256, final_logit_softcapping=5.0),
     "gemma3": lambda: tiny("Gemma3Text", sliding_window=20, layer_types=["sliding_attention"]),
     "mistral": lambda: tiny("Mistral", sliding_window=70),
+    "olmo": lambda: tiny("Olmo"),  # norms without gains
     "olmo2": lambda: tiny("Olmo2"),
     "granite": lambda: tiny("Granite", attention_multiplier=0.02, residual_multiplier=0.22, logits_scaling=8.0, head_dim=80),
     "starcoder2": lambda: tiny("Starcoder2", num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384),
@@ -144,6 +145,7 @@ def test_a_layer_is_five_streams(golden: Callable[[str, str], None]) -> None:
         ("gemma2", 11, ["stream_norm"] * 4),  # of results, where the residual moves in
         ("gemma3", 6, ["stream_norm"] * 2),
         ("olmo2", 6, ["stream_norm"] * 4),  # of all heads together, too
+        ("olmo", 6, ["layer_norm"] * 3 + ["elementwise"] * 2),
         ("gpt2", 6, ["gather"]),  # of what stands for the position
         ("llama, odd heads", 5, ["rotary", "rotary", "append", "append", "attention"]),
     ],

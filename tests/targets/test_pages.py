@@ -98,7 +98,7 @@ MADE = {
     "biases, layer norms bfloat16": decoding(
         "Starcoder2", vocab_size=511, num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384
     ),
-    "partly rotated heads bfloat16": decoding("GPTNeoX", num_key_value_heads=4),
+    "partly turned heads bfloat16": decoding("GPTNeoX", num_key_value_heads=4),
 }
 
 
@@ -127,7 +127,9 @@ def test_the_pages_hold_every_operator() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "adder" in name or "s bfloat16" in name else ()) for name in MADE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "adder" in name or "s bfloat16" in name else ()) for name in MADE]
+)
 def test_the_complete_page_of_a_gpu_compiles_with_nvcc(name: str, arch: str, tmp_path: Path) -> None:
     made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
     compiles(made.source.complete, tmp_path / "page.cu", "nvcc", "-std=c++20", *exactly(arch), "-c", "-o", str(tmp_path / "page.o"))
