@@ -14,6 +14,8 @@ from mkc.ops._epilogue import stored
 from mkc.ops._functions import cpp
 from mkc.ops._rows import few_rows, share_rows
 
+VECTOR = 8  # elements that are read at once
+
 
 def tile(node: Node, target: Target) -> Tiling:
     return share_rows(node, target, flops(node))
@@ -40,8 +42,8 @@ def as_rows(
 
 
 def line(parameter: Tensor) -> Tensor | None:
-    """[K] of a bfloat16 parameter that repeats along the rows."""
+    """[K] of a bfloat16 parameter that repeats along the rows, where vectors can be read."""
     *lead, last = zip(parameter.shape, parameter.layout.strides, strict=True)
-    row = last[1] == 1 and all(n == 1 or step == 0 for n, step in lead)
+    row = last[1] == 1 and all(n == 1 or step == 0 for n, step in lead) and parameter.layout.offset % VECTOR == 0
     plain = row and parameter.storage.kind is Kind.PARAM and parameter.dtype is DType.BF16
     return parameter.view(Layout(last[:1], (1,), parameter.layout.offset)) if plain else None

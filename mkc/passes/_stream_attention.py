@@ -202,7 +202,7 @@ def _side_by_side(first: Tensor, then: Tensor) -> Tensor | None:
 
 def _lines(rotary: Node) -> tuple[Tensor, ...]:
     """cos and sin [R] of a rotation that does nothing else, and turns all rows alike; else nothing."""
-    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t)))
+    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t)) and line.layout.offset % VECTOR == 0)
     alike = len(lines) == 2 and lines[0].dtype is lines[1].dtype and lines[0].shape[0] % UNIT == 0
     return lines if alike and rotary["epilogue"] in (Arg(0), ROUNDED) else ()
 

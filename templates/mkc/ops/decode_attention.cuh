@@ -213,11 +213,8 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
     constexpr int kLanes = D > 128 ? 32 : D > 64 ? 16 : D > 32 ? 8 : D > 16 ? 4 : 2;  // some may have nothing to do
     constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
     const int column = talk.thread() % kLanes * 8;
-    float cos[8] = {}, sin[8] = {};
-    if (column < Turned) {
-      angles(p[10 + 2 * Norm], column, cos);
-      angles(p[11 + 2 * Norm], column, sin);
-    }
+    Angles cos{}, sin{};
+    if (column < Turned) cos.load(p[10 + 2 * Norm], column), sin.load(p[11 + 2 * Norm], column);
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
@@ -271,14 +268,19 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
   MKC_DEVICE static void take(Talk<Page>&, const bf16* from, float (&x)[8]) {
     eight(load_quad(from), x);
   }
-  MKC_DEVICE static void angles(const void* line, int column, float (&x)[8]) {
-    if constexpr (sizeof(Angle) == 2) {
-      eight(load_quad(static_cast<const bf16*>(line) + column), x);
-    } else {
+  struct Angles {  // 8 cosines or sines
+    Quad raw[sizeof(Angle) / 2];
+    MKC_DEVICE void load(const void* line, int column) {
       MKC_UNROLL
-      for (int i = 0; i < 8; ++i) x[i] = static_cast<const volatile float*>(line)[column + i];
+      for (int i = 0; i < static_cast<int>(sizeof(Angle) / 2); ++i) raw[i] = load_quad(static_cast<const Angle*>(line) + column + 4 * i);
     }
-  }
+    MKC_DEVICE float operator[](int i) const {
+      const Quad& quad = raw[sizeof(Angle) == 2 ? 0 : i / 4];
+      const uint32 words[4] = {quad.x, quad.y, quad.z, quad.w};
+      if constexpr (sizeof(Angle) == 2) return i % 2 ? high(words[i / 2]) : low(words[i / 2]);
+      else return __uint_as_float(words[i % 4]);
+    }
+  };
   template <int Lanes>
   MKC_DEVICE static void normalise(float (&x)[8], const Quad& gain, bool wanted) {
     float squares = 0.0f, by[8];
@@ -293,7 +295,7 @@ struct DecodeAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares,
       if (wanted) x[i] = rounded((Offset::of() == 0.0f ? rounded(x[i] * scale) : x[i] * scale) * (by[i] + Offset::of()));
   }
   // x cos + (-second half, first half) sin
-  MKC_DEVICE static void rotate(float (&x)[8], const float (&cos)[8], const float (&sin)[8], int column, bool wanted) {
+  MKC_DEVICE static void rotate(float (&x)[8], const Angles& cos, const Angles& sin, int column, bool wanted) {
     constexpr int kHalf = Turned / 16;  // in lanes
     const bool first_half = column < Turned / 2, turned = wanted && column < Turned;
     const int partner = lane() % 32 + (first_half ? kHalf : -kHalf);
