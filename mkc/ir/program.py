@@ -66,7 +66,7 @@ LAUNCH = np.dtype(
         *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
-FIXED_BYTES = 64 + 8 * ENTRY.itemsize + 6144  # of shared memory beside the ring: control words, tasks, sums
+FIXED_BYTES = 64 + 8 * (ENTRY.itemsize + 16) + 6144  # of shared memory beside the ring: control words, tasks, sums
 Words = NDArray[Any]
 
 

@@ -13,7 +13,7 @@ from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
 from mkc.ops._streaming import epsilon, norm, offset
 
-BLOCK = 64  # neighbouring keys that go to one split
+BLOCK = 128  # neighbouring keys that go to one split
 MOST_HEADS = 8  # of q in a task: rows of a fragment
 LOG2E = 1.4426950408889634
 
@@ -129,10 +129,10 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
 
 
 def input_bytes(node: Node) -> int:
-    """Of shared memory: rows of q, k and v, then what each of 8 warps found: sums, the highest score, the total."""
+    """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
     (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
     group = heads // kv_heads // _shares(node)
-    return 10 * (2 * depth + 16) + 8 * group * (4 * depth + 8)
+    return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

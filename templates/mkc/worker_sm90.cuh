@@ -1,4 +1,5 @@
-// The streaming worker of Hopper: loaders fill a ring with weights, compute warps multiply, the others talk to the world.
+// The streaming worker of Hopper: loaders fill a ring with weights, compute warps multiply, others talk to the world, and
+// a herald brings the tasks to come.
 #pragma once
 
 #include <mkc/arch/sm90.cuh>
@@ -7,16 +8,18 @@
 namespace mkc {
 
 constexpr int kSlotBytes = 16384, kWarpBytes = 2048;  // a slot of the ring, and each compute warp's share of it
-constexpr int kComputeWarps = 8, kTalkWarps = 4, kLoadWarps = 4;
+constexpr int kComputeWarps = 8, kTalkWarps = 4, kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at rest
 constexpr int kComputeThreads = kComputeWarps * 32, kTalkThreads = kTalkWarps * 32;
 constexpr int kBothThreads = kComputeThreads + kTalkThreads;
-constexpr int kBlockThreads = kBothThreads + kLoadWarps * 32;
+constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
-constexpr int kComputeRegisters = 168, kTalkRegisters = 144, kLoadRegisters = 32;
-static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kLoadWarps * kLoadRegisters == 65536);
+constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40;
+static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
+constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that a warp, and all of them, see at once
 constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
 constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
-constexpr int kEntries = 8;  // tasks held in shared memory: this one, two to come, and one on its way
+constexpr uint32 kUnknown = 0xFFFFFFFFu;
+constexpr int kEntries = 8;  // tasks held in shared memory: this one and those to come
 
 // Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
 enum Meeting : int {
@@ -32,9 +35,10 @@ enum Meeting : int {
 template <class Page>
 struct Block {
   static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
-  static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 16 bytes for norms, then the words below
-  static constexpr int kGo = kControl + 16, kLast = kControl + 20, kKnown = kControl + 24, kPosition = kControl + 32;
-  static constexpr int kTasks = kControl + 64, kSums = kTasks + kEntries * int(sizeof(Entry));
+  static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
+  static constexpr int kGo = kControl + 32, kLast = kControl + 36, kPosition = kControl + 48;
+  static constexpr int kBrought = kControl + 64, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
+  static constexpr int kTasks = kDone + 8 * kEntries, kSums = kTasks + kEntries * int(sizeof(Entry));
   static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
 };
 
@@ -57,6 +61,20 @@ struct Ring {
     if (leader) barrier_arrive(full + 8 * Page::kRingSlots);
     address += kSlotBytes, full += 8;
     if (address == end) address -= Page::kRingSlots * kSlotBytes, full -= 8 * Page::kRingSlots, parity ^= 1;
+  }
+};
+
+// Tasks by their number among all that this worker has run. They are brought in the order of its queue.
+template <class Page>
+struct Tasks {
+  uint32 base;
+  MKC_DEVICE uint32 place(uint32 of) const { return base + Block<Page>::kTasks + of % kEntries * sizeof(Entry); }
+  MKC_DEVICE uint32 brought(uint32 of) const { return base + Block<Page>::kBrought + 8 * (of % kEntries); }
+  MKC_DEVICE uint32 done(uint32 of) const { return base + Block<Page>::kDone + 8 * (of % kEntries); }
+  MKC_DEVICE static uint32 parity(uint32 of) { return of / kEntries & 1; }
+  MKC_DEVICE const Entry& await(uint32 of) const {
+    barrier_wait(brought(of), parity(of));
+    return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of)));
   }
 };
 
@@ -94,7 +112,7 @@ struct Compute {
   // The task, once what it waits for has come.
   MKC_DEVICE const Entry& begin() const {
     if (!early) meet(kTaskBegins, kBothThreads);
-    return *static_cast<const Entry*>(__cvta_shared_to_generic(base + Block<Page>::kTasks + number % kEntries * sizeof(Entry)));
+    return Tasks<Page>{base}.await(number);
   }
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
 };
@@ -104,13 +122,14 @@ template <class Page>
 struct Talk {
   Worker<Page>& worker;
   uint32 base, input, sums;
-  uint32 begin, end, coming;  // the worker's queue, and the place in it of the next task to bring
-  uint32 number = 0;          // of this task among all that this worker has run
-  uint32 use = 0;             // of every published word that is written or read in this step
-  uint32 since = 0;           // cycles when the last sums were ready
+  uint32 begin, end;   // the worker's queue
+  uint32 number = 0;   // of this task among all that this worker has run
+  uint32 use = 0;      // of every published word that is written or read in this step
+  uint32 since = 0;    // cycles when the last sums were ready
+  uint32 turn = 0;     // which of two places the parts of the next total go to
   uint64 ready = 0;
-  uint32 hops = 1;
-  bool early = false, aborted = false, prepared = false;
+  uint32 hops = 1, index = 0;
+  bool early = false, aborted = false;
 
   MKC_DEVICE Talk(Worker<Page>& w, uint32 base, uint32 begin, uint32 end)
       : worker(w),
@@ -118,37 +137,7 @@ struct Talk {
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
         begin(begin),
-        end(end),
-        coming(begin) {
-    bring(0), bring(1), bring(2);
-    copies_done();
-    meet(kAmongTalk, kTalkThreads);
-  }
-
-  // ---- tasks
-  MKC_DEVICE uint32 place(uint32 of) const { return base + Block<Page>::kTasks + of % kEntries * sizeof(Entry); }
-  MKC_DEVICE void bring(uint32 as) {  // a few threads, 16 bytes each
-    if (begin == end) return;
-    if (lane() < static_cast<int>(sizeof(Entry) / 16))
-      copy_async(place(as) + 16 * lane(), reinterpret_cast<const Quad*>(worker.l.entries + coming) + lane());
-    if (++coming == end) coming = begin;
-  }
-  MKC_DEVICE Quad task() const { return load_shared(place(number)); }  // body and waits, first wait, signal, operands
-  MKC_DEVICE Quad rest() const {                                       // hops, early, index
-    return load_shared(place(number) + sizeof(Task) + kMaxOperands * sizeof(void*));
-  }
-  MKC_DEVICE uint32 index() const { return rest().z; }
-  // While the compute warps are busy: bring the tasks to come.
-  MKC_DEVICE void prepare() {
-    copies_done();
-    meet(kAmongTalk, kTalkThreads);
-    bring(number + 3);
-    ahead(entry(number + 2));
-    if (lane() == 0) worker.begin_task(index());
-    prepared = true;
-  }
-  MKC_DEVICE const Entry& entry(uint32 of) const { return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of))); }
-  MKC_DEVICE void ahead(const Entry& entry) { Page::ahead(entry.task.body, *this, entry.operands, entry.task.ranges); }
+        end(end) {}
 
   // ---- what bodies ask for
   MKC_DEVICE static int thread() { return static_cast<int>(opaque(lane())); }
@@ -162,16 +151,20 @@ struct Talk {
     if (lane() == 0) store_shared(base + Block<Page>::kPosition, known);
   }
   MKC_DEVICE void input_is_ready() {
-    copies_done();  // of the next task, which compute warps may look at now
+    dawdle(1);
     arrive(kInputReady, kBothThreads);
     if (Page::kTrace) ready = clock_ns();
-    prepare();
   }
   MKC_DEVICE void await_sums() {
     meet(kSumsReady, kBothThreads);
     since = cycles();
+    dawdle(2);
   }
   MKC_DEVICE void sums_are_taken() { arrive(kSumsTaken, kBothThreads); }
+  MKC_DEVICE void pass_by() {  // nothing to do: only meet the compute warps, who have found the same
+    meet(kInputReady, kBothThreads);
+    since += worker.l.delay;
+  }
   MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
     const int32 delay = static_cast<int32>(worker.l.delay * hops);
     while (static_cast<int32>(cycles() - since) < delay) {
@@ -193,10 +186,10 @@ struct Talk {
     return true;
   }
   MKC_DEVICE void report(uint32 misfit) {
-    if (misfit && !aborted) give_up(kMisfit), aborted = true;
+    if (misfit && !aborted) [[unlikely]] give_up(kMisfit), aborted = true;
   }
   MKC_DEVICE void give_up(uint32 reason) const {
-    seldom(worker.l, worker.id, worker.step, index(), use, reason);
+    seldom(worker.l, worker.id, worker.step, index, use, reason);
   }
   // Out of the way of what is run at every task.
   MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 step, uint32 task, uint32 use, uint32 reason) {
@@ -204,16 +197,76 @@ struct Talk {
     worker.step = step;
     worker.fail(task, 0, use - 1, use, reason);
   }
-  // the sum of a value over the talking threads, to all of them
-  MKC_DEVICE float total(float v) const {
+  // The sum of a value over the talking threads, in two halves: everyone gives its part, and the sum is there for all once
+  // the sums of the compute warps are. Two places take turns, so that nobody overwrites what another has yet to read.
+  MKC_DEVICE void add_up(float v) {
     MKC_UNROLL
     for (int bit = 16; bit > 0; bit /= 2) v += __shfl_xor_sync(0xFFFFFFFFu, v, bit);
-    if (team_leader()) store_shared(base + Block<Page>::kControl + 4 * team(), v);
-    meet(kAmongTalk, kTalkThreads);
-    const Four part = load_shared_four(base + Block<Page>::kControl);
+    if (team_leader()) store_shared(base + Block<Page>::kControl + turn + 4 * team(), v);
+  }
+  MKC_DEVICE float added_up() {
+    const Four part = load_shared_four(base + Block<Page>::kControl + turn);
+    turn ^= 16;
     return (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
   }
+  // The same, at once.
+  MKC_DEVICE float total(float v) {
+    add_up(v);
+    meet(kAmongTalk, kTalkThreads);
+    return added_up();
+  }
+  MKC_DEVICE void dawdle(uint32 moment) const {  // test builds: each warp for itself
+    if (Page::kDelay && team_leader()) worker.dawdle(index, moment * kTalkWarps + team());
+  }
 };
+
+// Brings tasks, up to kEntries ahead. Two tasks early it asks for what a task will read from memory.
+template <class Page>
+struct Herald {
+  const Launch& l;
+  Tasks<Page> tasks;
+  uint32 begin, end, coming;
+
+  MKC_DEVICE Herald(const Launch& l, uint32 base, uint32 id)
+      : l(l), tasks{base}, begin(l.bounds[id]), end(l.bounds[id + 1]), coming(begin) {}
+  MKC_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % 32; }  // of 32
+  MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(tasks.base, at); }
+
+  MKC_DEVICE void bring(uint32 number) {
+    if (thread() == 0) {
+      barrier_expect(tasks.brought(number), sizeof(Entry));
+      bulk_copy(tasks.place(number), l.entries + coming, sizeof(Entry), tasks.brought(number));
+    }
+    if (++coming == end) coming = begin;
+  }
+  MKC_DEVICE void run() {
+    if (begin == end) return;
+    for (uint32 number = 0; number < kEntries; ++number) bring(number);
+    uint32 number = 0;
+    for (;; ++number) {
+      const Entry& entry = tasks.await(number + 2);
+      Page::ahead(entry.task.body, *this, entry.operands, entry.task.ranges);
+      if (!is_done(number)) break;
+      bring(number + kEntries);
+    }
+    for (uint32 i = 0; i < kEntries; ++i) tasks.await(number + i);  // shared memory must outlive every copy into it
+  }
+  MKC_DEVICE bool is_done(uint32 number) const {
+    bool done = true;
+    if (thread() == 0)
+      while (!(done = barrier_passed(tasks.done(number), Tasks<Page>::parity(number))))
+        if (load_shared_word(tasks.base + Block<Page>::kLast) != kUnknown) break;
+    return __shfl_sync(0xFFFFFFFFu, done, 0);
+  }
+};
+
+// A portable body. What it reads may be from talking warps that are a task behind, and what it writes for those ahead.
+template <class Body>
+MKC_DEVICE void run_together(void* const* operands, const Range* ranges, const Fault& fault) {
+  sync();
+  run_body<Body>(operands, ranges, fault);
+  sync();
+}
 
 template <class Page>
 MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
@@ -222,10 +275,10 @@ MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader
   const uint64 policy = evict_first();
   uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, next = cycles() + l.pace / kLoadWarps * loader;
   bool open = true;
-  uint32 last = 0xFFFFFFFFu;  // slots to issue in all, once that is known: those of the steps run, and a full ring
+  uint32 last = kUnknown;  // slots to issue in all, once that is known: those of the steps run, and a full ring
   const auto issue = [&](const uint8* from) {
     while (!barrier_passed(empty + 8 * slot, parity)) {
-      if (last == 0xFFFFFFFFu) last = load_shared_word(base + Block<Page>::kLast);
+      if (last == kUnknown) last = load_shared_word(base + Block<Page>::kLast);
       if (issued >= last) return false;
     }
     if (issued >= l.window) {
@@ -282,35 +335,41 @@ template <class Page>
 struct Talker {
   Worker<Page>& worker;
   Talk<Page> talk;
+  Tasks<Page> tasks;
 
   MKC_DEVICE Talker(Worker<Page>& w, uint32 base)
-      : worker(w), talk(w, base, w.l.bounds[w.id], w.l.bounds[w.id + 1]) {}
+      : worker(w), talk(w, base, w.l.bounds[w.id], w.l.bounds[w.id + 1]), tasks{base} {}
 
   MKC_DEVICE void run(uint32 place) {
-    const Quad task = talk.task(), rest = talk.rest();
+    const Entry& entry = tasks.await(talk.number);
+    const uint32 at = tasks.place(talk.number);
+    const Quad task = load_shared(at), rest = load_shared(at + sizeof(Task) + kMaxOperands * sizeof(void*));
     uint64 taken = 0;
     if (Page::kTrace) taken = talk.ready = clock_ns();
+    talk.hops = rest.x, talk.early = rest.y, talk.index = rest.z;
+    if (lane() == 0) worker.begin_task(talk.index);
+    talk.dawdle(0);
     if (task.x >> 16) await(task.y, task.x >> 16);
-    talk.hops = rest.x, talk.early = rest.y, talk.prepared = false;
-    const Entry& entry = talk.entry(talk.number);
-    Page::talk(task.x & 0xFFFFu, talk, entry.operands, entry.task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, rest.z});
+    Page::talk(task.x & 0xFFFFu, talk, entry.operands, entry.task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, talk.index});
     if (const int32 event = entry.task.signal; event >= 0) {
       sync();  // every thread's writes come before lane 0's release
+      talk.dawdle(3);
       if (lane() == 0) add_release(worker.counter(static_cast<uint32>(event)), 1);
     }
     if (Page::kTrace && lane() == 0) stamp(place, taken);
-    if (!talk.prepared) talk.prepare();
+    __syncwarp();
+    if (team_leader()) barrier_arrive(tasks.done(talk.number));
     ++talk.number;
   }
   MKC_DEVICE void await(uint32 first, uint32 count) {
-    if (lane() == 0 && !talk.aborted) talk.aborted = !worker.await(first, count, worker.step + 1, talk.index());
+    if (lane() == 0 && !talk.aborted) talk.aborted = !worker.await(first, count, worker.step + 1, talk.index);
     talk.aborted = broadcast(talk.aborted);
     if (Page::kTrace) talk.ready = clock_ns();
   }
   MKC_DEVICE void stamp(uint32 place, uint64 taken) {  // each run has a place of its own
     if (worker.l.stamps == nullptr) return;
     const uint32 each = talk.end - talk.begin;
-    worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
+    worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index, taken, talk.ready, clock_ns()};
   }
   MKC_DEVICE void steps() {
     const Launch& l = worker.l;
@@ -330,7 +389,6 @@ struct Talker {
       for (uint32 place = 0; place < talk.end - talk.begin; ++place) run(place);
       talk.aborted = any(talk.aborted);
     }
-    copies_done();
     worker.leave(used + worker.step);
   }
   MKC_DEVICE static bool any(bool value) {  // true for all talking threads when it is for one
@@ -352,7 +410,11 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
       barrier_init(base + Block<Page>::kFull + 8 * slot, kLoadWarps);
       barrier_init(base + Block<Page>::kEmpty + 8 * slot, kComputeWarps);
     }
-    store_shared(base + Block<Page>::kLast, 0xFFFFFFFFu);
+    for (int entry = 0; entry < kEntries; ++entry) {
+      barrier_init(base + Block<Page>::kBrought + 8 * entry, 1);
+      barrier_init(base + Block<Page>::kDone + 8 * entry, kTalkWarps);
+    }
+    store_shared(base + Block<Page>::kLast, kUnknown);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
@@ -364,8 +426,10 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
     Worker<Page> worker(launch, id);
     Talker<Page>(worker, base).steps();
   } else {
-    fewer_registers<kLoadRegisters>();
-    if (lane == 0) load_weights<Page>(launch, base, id, warp - kComputeWarps - kTalkWarps);
+    fewer_registers<kSideRegisters>();
+    const int side = warp - kComputeWarps - kTalkWarps;
+    if (side < kLoadWarps && lane == 0) load_weights<Page>(launch, base, id, side);
+    if (side == kLoadWarps) Herald<Page>(launch, base, id).run();
   }
 }
 

@@ -44,6 +44,19 @@ MKC_DEVICE void store_shared(uint32 a, Quad v) {
 MKC_DEVICE void store_shared(uint32 a, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(a), "f"(v) : "memory"); }
 MKC_DEVICE void store_shared(uint32 a, uint32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(v) : "memory"); }
 
+struct alignas(8) Pair {
+  uint32 x, y;
+};
+MKC_DEVICE Pair load_shared_pair(uint32 a) {
+  Pair v;
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(a) : "memory");
+  return v;
+}
+MKC_DEVICE void store_shared(uint32 a, Pair v) { asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(a), "r"(v.x), "r"(v.y) : "memory"); }
+MKC_DEVICE void store_shared(uint32 a, const Four& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(a), "f"(v.at[0]), "f"(v.at[1]), "f"(v.at[2]), "f"(v.at[3]) : "memory");
+}
+
 // ---- barriers among the warps of a block: `id` from 1 to 15, `threads` of those who arrive and those who wait together
 MKC_DEVICE void meet(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 MKC_DEVICE void arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -79,11 +92,12 @@ MKC_DEVICE void bulk_copy(uint32 to, const void* from, int bytes, uint32 barrier
       "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
-MKC_DEVICE void copy_async(uint32 to, const void* from) {  // 16 bytes, awaited by `copies_done` of the same thread
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\ncp.async.commit_group;" ::"r"(to), "l"(from) : "memory");
+MKC_DEVICE void bulk_copy(uint32 to, const void* from, int bytes, uint32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+               "r"(barrier)
+               : "memory");
 }
 MKC_DEVICE void fetch_ahead(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }  // a hint
-MKC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 template <int Count>
 MKC_DEVICE void more_registers() {
@@ -121,6 +135,12 @@ MKC_DEVICE uint32 pair_of(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
+MKC_DEVICE uint32 product(uint32 a, uint32 b) {  // of each half, rounded once
+  uint32 pair;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  return pair;
+}
+MKC_DEVICE Quad product(const Quad& a, const Quad& b) { return {product(a.x, b.x), product(a.y, b.y), product(a.z, b.z), product(a.w, b.w)}; }
 MKC_DEVICE float rounded(float v) { return low(pair_of(v, 0.0f)); }
 MKC_DEVICE float exp2(float x) {
   float y;
@@ -139,6 +159,14 @@ MKC_DEVICE void eight(const Quad& q, float (&v)[8]) {
 }
 MKC_DEVICE Quad eight(const float (&v)[8]) {
   return {pair_of(v[0], v[1]), pair_of(v[2], v[3]), pair_of(v[4], v[5]), pair_of(v[6], v[7])};
+}
+MKC_DEVICE Four four(const Pair& p) { return {low(p.x), high(p.x), low(p.y), high(p.y)}; }
+MKC_DEVICE Pair four(const Four& v) { return {pair_of(v.at[0], v.at[1]), pair_of(v.at[2], v.at[3])}; }
+template <uint32 Selector>
+MKC_DEVICE uint32 permuted(uint32 a, uint32 b) {  // bytes of a and b; where it stands is when it is done
+  uint32 r;
+  asm volatile("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "n"(Selector));
+  return r;
 }
 MKC_DEVICE Quad load_quad(const void* p) {  // memory that other workers may write: never through .nc
   Quad v;
@@ -181,6 +209,7 @@ MKC_DEVICE uint64 word_of(const Four& v, uint32 bits, uint32& misfit) {
   misfit |= (front | back) & kUseBits;
   return static_cast<uint64>((back & ~kUseBits) | bits) << 32 | ((front & ~kUseBits) | bits);
 }
+MKC_DEVICE Pair values(uint64 word) { return {static_cast<uint32>(word) & ~kUseBits, static_cast<uint32>(word >> 32) & ~kUseBits}; }
 MKC_DEVICE uint64 word_of(float v, uint32 use) { return static_cast<uint64>(__float_as_uint(v)) << 32 | use; }
 
 // A tensor of published words, as the bodies see it: its elements are only ever read and written by the word.

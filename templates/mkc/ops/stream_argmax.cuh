@@ -30,6 +30,7 @@ struct StreamArgMax {
     });
     best = best.of_all(talk);
     if (talk.thread() == 0) *Y(p[0]).data = best.place;
+    sync();  // other warps may read it in their next task
   }
 };
 

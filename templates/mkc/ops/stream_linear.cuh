@@ -281,7 +281,7 @@ struct ExtrasOrPieces<true, Skip, V...> {
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
           bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
-  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
+  static constexpr bool kNorm = Norm;
   static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
   static constexpr int kBefore = Norm + Shifted + 2 * (Merge > 0);  // operands before the extras
@@ -296,8 +296,9 @@ struct StreamLinear {
 
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
-  MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range*) {
-    if (Norm && talk.thread() < Depth / 64) fetch_ahead(static_cast<const bf16*>(p[2]) + talk.thread() * 64);
+  MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
+    if (Norm)
+      for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
   }
 
   template <class Page>
@@ -307,16 +308,17 @@ struct StreamLinear {
     typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
-    float scale = kRaw ? kUnscaled : 1.0f;
+    float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
-    else if constexpr (Centred) centred(talk, p);
-    else scale = input(talk, p, scale);
+    else if constexpr (Centred) scale = centred(talk, p);
+    else input(talk, p);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
     for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
+      if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
       if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
@@ -325,6 +327,7 @@ struct StreamLinear {
       if (word == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
     talk.report(misfit);
+    if constexpr (!kIsPublished<Y>) sync();  // other warps of this worker may read it in their next task
   }
 
  private:
@@ -371,9 +374,10 @@ struct StreamLinear {
     }
   }
 
-  // ---- the input, by columns of 8: brought, normalised, and laid into shared memory; returns the scale of the sums
+  // ---- the input, by columns of 8: brought, multiplied by the gain, and laid into shared memory. Published values stay
+  // scaled, and what a norm divides by waits for the sums.
   template <class Page>
-  MKC_DEVICE static float input(Talk<Page>& talk, void* const* p, float scale) {
+  MKC_DEVICE static void input(Talk<Page>& talk, void* const* p) {
     constexpr int kBatch = kColumns <= 6 ? kColumns : kColumns % 6 == 0 ? 6 : 4;
     const X x(p[1]);
     float squares = 0.0f;
@@ -390,27 +394,36 @@ struct StreamLinear {
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column >= kPadded / 8) break;
-        if constexpr (kNorm) {
-          float value[8], by[8];
-          eight(v[j], value), eight(gain[j], by);
-          MKC_UNROLL
-          for (int i = 0; i < 8; ++i) {
-            if (kIsPublished<X>) value[i] *= kUnscaled;
-            squares += value[i] * value[i], value[i] *= by[i] + Offset::of();
-          }
-          v[j] = eight(value);
-        }
-        store_shared(talk.input + column * 16, v[j]);
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, kNorm ? scaled(v[j], gain[j]) : v[j]);
       }
+      if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
+      MKC_UNROLL
+      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of(v[j]);
     }
-    talk.input_is_ready();
-    if constexpr (kNorm) scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
-    return scale;
+    if constexpr (kNorm) talk.add_up(squares);
   }
-  // The same for a norm that takes away the mean: the whole row is held until that is known.
+  MKC_DEVICE static Quad scaled(const Quad& v, const Quad& gain) {
+    if (Offset::of() == 0.0f) return product(v, gain);
+    float value[8], by[8];
+    eight(v, value), eight(gain, by);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
+    return eight(value);
+  }
+  MKC_DEVICE static float squares_of(const Quad& v) {
+    float value[8], squares = 0.0f;
+    eight(v, value);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      if (kIsPublished<X>) value[i] *= kUnscaled;
+      squares += value[i] * value[i];
+    }
+    return squares;
+  }
+  // The same for a norm that takes away the mean: the whole row is held until that is known. What is laid into shared
+  // memory is the norm; returns the scale of the sums.
   template <class Page>
-  MKC_DEVICE static void centred(Talk<Page>& talk, void* const* p) {
+  MKC_DEVICE static float centred(Talk<Page>& talk, void* const* p) {
     const int first = talk.thread();
     Quad v[kColumns];
     if constexpr (kIsPublished<X>) talk.let_others_finish();
@@ -418,7 +431,6 @@ struct StreamLinear {
     float sum = 0.0f, squares = 0.0f;
     each(first, v, [&](float x) { sum += x; });
     const float mean = talk.total(sum) * (1.0f / Depth);
-    meet(kAmongTalk, kTalkThreads);  // before the next total
     each(first, v, [&](float x) { squares += (x - mean) * (x - mean); });
     const float scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
     MKC_UNROLL
@@ -434,6 +446,7 @@ struct StreamLinear {
       if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(value));
     }
     talk.input_is_ready();
+    return 1.0f;
   }
   template <class Visit>
   MKC_DEVICE static void each(int first, const Quad (&v)[kColumns], Visit visit) {
@@ -476,51 +489,38 @@ struct StreamLinear {
   // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
   template <class Page>
   MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
-    constexpr int kBoth = kColumns <= 2 ? kColumns : 2, kTogether = 2;
-    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
-    const int64 blocks = talk.position(p[3]) / 64 + 1;
+    constexpr int kBoth = kColumns <= 2 ? kColumns : 2, kTogether = Merge < 3 ? Merge : 3;
+    const int64 blocks = talk.position(p[3]) / kKeyBlock + 1;
     const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
-    const uint32 bits = use_bits(talk.use);
     talk.let_others_finish();
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
-      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
+      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth] = {};
       MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) top[j] = kLeast, weight[j] = 0.0f;
+      for (int j = 0; j < kBoth; ++j) top[j] = kLeast;
       MKC_NO_UNROLL
       for (int from = 0; from < splits; from += kTogether) {
         TwoWords v[kBoth][kTogether];
-        uint64 e[kBoth][kTogether];
-        talk.poll([&] {
-          bool all = true;
-          MKC_UNROLL
-          for (int j = 0; j < kBoth; ++j) {
-            const int column = first + j * kTalkThreads;
-            MKC_UNROLL
-            for (int s = 0; s < kTogether; ++s) {
-              const bool wanted = column < Depth / 8 && from + s < splits;
-              const int split = wanted ? from + s : 0, place = wanted ? column : 0;
-              v[j][s] = load_words(parts + split * (Depth / 4) + 2 * place);
-              e[j][s] = load_word(lse + split * Heads + place / (Depth / Heads / 8));
-              if (!wanted) e[j][s] = word_of(kLeast, static_cast<uint32>(e[j][s]));
-            }
-          }
-          MKC_UNROLL
-          for (int i = 0; i < kBoth * kTogether; ++i)
-            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
-          return all;
-        });
+        uint64 level[kBoth][kTogether];
+        await_parts(talk, p, first, from, splits, v, level);
         MKC_UNROLL
         for (int j = 0; j < kBoth; ++j) {
+          float highest = top[j];
+          MKC_UNROLL
+          for (int s = 0; s < kTogether; ++s) highest = max(highest, level_of(level[j][s]));
+          const float shrink = exp2(top[j] - highest);
+          top[j] = highest, weight[j] *= shrink;
+          MKC_UNROLL
+          for (int i = 0; i < 8; ++i) sum[j][i] *= shrink;
           MKC_UNROLL
           for (int s = 0; s < kTogether; ++s) {
-            const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
-            const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
+            if (from + s >= splits) break;
+            const float part = exp2(level_of(level[j][s]) - highest);
             float value[8];
             eight(values(v[j][s]), value);
-            top[j] = highest, weight[j] = weight[j] * shrink + part;
+            weight[j] += part;
             MKC_UNROLL
-            for (int i = 0; i < 8; ++i) sum[j][i] = sum[j][i] * shrink + part * value[i];
+            for (int i = 0; i < 8; ++i) sum[j][i] += part * value[i];
           }
         }
       }
@@ -529,11 +529,40 @@ struct StreamLinear {
         const int column = first + j * kTalkThreads;
         const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
         MKC_UNROLL
-        for (int i = 0; i < 8; ++i) sum[j][i] = column < Depth / 8 ? sum[j][i] * by : 0.0f;
-        if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(sum[j]));
+        for (int i = 0; i < 8; ++i) sum[j][i] *= by;
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, column < Depth / 8 ? eight(sum[j]) : Quad{});
       }
     }
     talk.input_is_ready();
+  }
+  MKC_DEVICE static float level_of(uint64 word) { return __uint_as_float(static_cast<uint32>(word >> 32)); }
+  // Splits [from, from + Splits) of columns first, first + kTalkThreads, ...: those that exist, each asked for until it is there.
+  template <int Both, int Splits, class Page>
+  MKC_DEVICE static void await_parts(Talk<Page>& talk, void* const* p, int first, int from, int splits, TwoWords (&v)[Both][Splits],
+                                     uint64 (&level)[Both][Splits]) {
+    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
+    const uint32 bits = use_bits(talk.use), use = talk.use;
+    const auto is_there = [&](int j, int s) { return is_of(v[j][s], bits) && static_cast<uint32>(level[j][s]) == use; };
+    MKC_UNROLL
+    for (int i = 0; i < Both * Splits; ++i) {
+      const bool wanted = first + i / Splits * kTalkThreads < Depth / 8 && from + i % Splits < splits;
+      const uint64 unlike = ~bits | static_cast<uint64>(~bits) << 32, like = bits | static_cast<uint64>(bits) << 32;
+      v[i / Splits][i % Splits] = wanted ? TwoWords{unlike, unlike} : TwoWords{like, like};
+      level[i / Splits][i % Splits] = word_of(kLeast, wanted ? ~use : use);
+    }
+    talk.poll([&] {
+      MKC_UNROLL
+      for (int i = 0; i < Both * Splits; ++i) {
+        const int j = i / Splits, s = i % Splits, column = first + j * kTalkThreads;
+        if (is_there(j, s)) continue;
+        v[j][s] = load_words(parts + (from + s) * (Depth / 4) + 2 * column);
+        level[j][s] = load_word(lse + (from + s) * Heads + column / (Depth / Heads / 8));
+      }
+      bool all = true;
+      MKC_UNROLL
+      for (int i = 0; i < Both * Splits; ++i) all &= is_there(i / Splits, i % Splits);
+      return all;
+    });
   }
 };
 

@@ -22,7 +22,6 @@ struct StreamNorm {
     float mean = 0.0f;
     if constexpr (Centred) {
       mean = talk.total(sum(first, x, [](float v) { return v; })) * (1.0f / Depth);
-      meet(kAmongTalk, kTalkThreads);  // before the next total
     }
     const float squares = talk.total(sum(first, x, [=](float v) { return (v - mean) * (v - mean); }));
     const float scale = rsqrt(squares * (1.0f / Depth) + Eps::of());
@@ -40,7 +39,7 @@ struct StreamNorm {
         for (int i = 0; i < 4; ++i) store(Y(p[0])(0, word * 4 + i), x[j].at[i]);
       }
     }
-    meet(kAmongTalk, kTalkThreads);  // before whoever sums up next
+    if constexpr (!kIsPublished<Y>) sync();  // other warps may read it in their next task
     talk.report(misfit);
   }
 
