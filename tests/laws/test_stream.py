@@ -169,7 +169,7 @@ def test_the_splits_of_a_head_do_not_wait_for_each_other() -> None:
     tasks = lowering.tasks
     number = next(i for i, node in enumerate(tasks.graph.nodes) if node.op == "decode_attention")
     mine = range(tasks.first[number], tasks.first[number + 1])
-    assert len(mine) == 2 * 3
+    assert len(mine) == 2 * 2
     assert all(hi <= mine.start for t in mine for _, hi in lowering.linked.before[t])
 
 
