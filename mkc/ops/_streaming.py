@@ -30,16 +30,12 @@ def norm(node: Node) -> tuple[str, str, str]:
 
 def epsilon(node: Node) -> float:
     """0 when there is no norm."""
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
+    return node.number("eps")
 
 
 def offset(node: Node) -> float:
     """What is added to the gains of a norm."""
-    added = node["offset"]
-    assert isinstance(added, float)
-    return added
+    return node.number("offset")
 
 
 def truth(value: object) -> str:

@@ -14,14 +14,15 @@ from mkc.ops._functions import cpp
 from mkc.ops._streaming import epsilon, norm, offset
 
 BLOCK = 128  # neighbouring keys that go to one split
+LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
 MOST_HEADS = 8  # of q in a task: rows of a fragment
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [R] if the
-    first `rotary` = R dims are turned. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at
-    the position.
+    first `rotary` = R dims are turned. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand
+    at the position.
 
     The keys 0..position, or the last `window` of them, are dealt out to S splits in blocks. A part is the mean of its
     split's values by softmax, lse the binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split
@@ -33,10 +34,12 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
-    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
+    scale = np.float32(node.number("scale") * LOG2E)
+    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * scale
     found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
-    return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
+    lse = np.repeat(lse.reshape(len(found), len(q), 1), LINE, axis=2)
+    return parts.reshape(len(found), *q.shape), lse, keys, values
 
 
 def _normed(node: Node, x: Array, gain: Array | None) -> Array:
@@ -63,7 +66,7 @@ def _rounded(x: Array) -> Array:
 def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:
     """[KV, G, D] and [KV, G] of one split's keys."""
     keys = np.arange(scores.shape[-1])
-    first = min(position, len(keys)) - _int(node, "window") + 1 if node["window"] else 0
+    first = min(position, len(keys)) - node.integer("window") + 1 if node["window"] else 0
     seen = (first <= keys) & (keys <= position)
     mine = seen & (keys // BLOCK % splits(node) == split)
     if not mine.any():
@@ -80,11 +83,11 @@ def tile(node: Node, target: Target) -> Tiling:
     q, k, v, position, keys, values, *tables = node.inputs
     tasks, count = k.shape[0] * _shares(node), splits(node)
     head, query, split = Split(0, share=_shares(node)), Split(0, each=q.shape[0] // tasks), Split(1)
-    share = min(1.0, (_int(node, "window") or keys.shape[1]) / keys.shape[1]) / count
+    share = min(1.0, (node.integer("window") or keys.shape[1]) / keys.shape[1]) / count
     caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
     imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
     parts, lse, *_ = node.outputs
-    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query))]
+    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query, None))]
     omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
     grid = (Axis(tasks, tasks), Axis(count, count))
     return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
@@ -107,25 +110,13 @@ def flops(node: Node) -> float:
 
 def splits(node: Node) -> int:
     """S: into how many parts the keys are shared out."""
-    return _int(node, "splits")
-
-
-def _int(node: Node, key: str) -> int:
-    count = node[key]
-    assert isinstance(count, int)
-    return count
-
-
-def _scale(node: Node) -> float:
-    scale = node["scale"]
-    assert isinstance(scale, float)
-    return scale
+    return node.integer("splits")
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     heads, depth = node.inputs[0].shape
-    numbers = (_int(node, "rotary"), splits(node), _int(node, "window"), _shares(node), heads, depth)
-    return (cpp(Const(_scale(node))), *norm(node), *map(str, numbers))
+    numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth)
+    return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
 
 
 def input_bytes(node: Node) -> int:

@@ -18,7 +18,7 @@ from mkc.ops._streaming import TILE_ROWS as ROWS
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; shift [K] if `shifted`;
-    lse [S, H] and position [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
+    lse [S, H, 16] and position [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. The weights are
     one below the other, and the epilogue's first operand is their product with x'; a further one comes in as many pieces
@@ -28,7 +28,7 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
-    end = begin + _count(node)
+    end = begin + node.integer("weights")
     x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
     sums = [x @ w[lo:hi].T for w in stacked]
     others = [np.concatenate(ins[end:], axis=1)[:, lo:hi]] if in_pieces(node) else ins[end:]
@@ -46,7 +46,7 @@ def _row(node: Node, ins: Sequence[Array]) -> Array:
     """x' [1, K]."""
     x, eps = ins[0], epsilon(node)
     if node["merge"]:
-        x = _merged(x, ins[first_weight(node) - 2])
+        x = _merged(x, ins[first_weight(node) - 2][..., 0])
     if eps:
         x = x - np.mean(x, axis=-1, keepdims=True) if node["centred"] else x
         scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
@@ -84,12 +84,12 @@ def flops(node: Node) -> float:
 def weights(node: Node) -> tuple[Tensor, ...]:
     """W_i [N_i, K]."""
     begin = first_weight(node)
-    return node.inputs[begin : begin + _count(node)]
+    return node.inputs[begin : begin + node.integer("weights")]
 
 
 def extras(node: Node) -> tuple[Tensor, ...]:
     """The epilogue's further operands, [1, N] each, or the pieces of the only one."""
-    return node.inputs[first_weight(node) + _count(node) :]
+    return node.inputs[first_weight(node) + node.integer("weights") :]
 
 
 def first_weight(node: Node) -> int:
@@ -99,26 +99,18 @@ def first_weight(node: Node) -> int:
 
 def in_pieces(node: Node) -> bool:
     """True when the epilogue has one further operand, in as many pieces as there are weights one below the other."""
-    return not node["gated"] and _count(node) > 1 and len(extras(node)) > 0
+    return not node["gated"] and node.integer("weights") > 1 and len(extras(node)) > 0
 
 
 def best(node: Node) -> int:
     """How many outputs share an entry, a task's; 0 when all are stored."""
-    each = node["best"]
-    assert isinstance(each, int)
-    return each
+    return node.integer("best")
 
 
 def _outputs(node: Node) -> int:
     """N."""
     counts = [w.shape[0] for w in weights(node)]
     return counts[0] if node["gated"] else sum(counts)
-
-
-def _count(node: Node) -> int:
-    count = node["weights"]
-    assert isinstance(count, int)
-    return count
 
 
 def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
 from mkc.ops.attention import window
-from mkc.ops.decode_attention import BLOCK, shares
+from mkc.ops.decode_attention import BLOCK, LINE, shares
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
@@ -146,7 +146,8 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
     number = _step(uses, tensor, reader, "rms_norm")
     scaled = gain(uses.nodes[number]) if number is not None else None
     if number is not None and scaled:
-        (factor, offset), tensor, eps, reader = scaled, uses.nodes[number].inputs[0], _eps(uses.nodes[number]), number
+        (factor, offset), tensor, reader = scaled, uses.nodes[number].inputs[0], number
+        eps = uses.nodes[number].number("eps")
         absorbed.append(number)
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -234,12 +235,6 @@ def _line(tensor: Tensor) -> Tensor | None:
     return tensor.view(Layout((depth,), (1,), tensor.layout.offset)) if same else None
 
 
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
-
-
 def _agree(queries: _Rows, keys: _Rows) -> bool:
     """Both are normalised alike, by gains of their own, and turned alike."""
     return (queries.eps, queries.offset, queries.angles) == (keys.eps, keys.offset, keys.angles)
@@ -266,7 +261,8 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     groups, room = chain.caches[0].shape[1:3]
     splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (groups * shares(heads, groups))))
     name = chain.out.storage.name
-    parts, lse = _new(f"{name}_parts", (splits, heads, depth), DType.BF16), _new(f"{name}_lse", (splits, heads), DType.F32)
+    parts = _new(f"{name}_parts", (splits, heads, depth), DType.BF16)
+    lse = _new(f"{name}_lse", (splits, heads, LINE), DType.F32)
     caches = tuple(c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)

@@ -332,7 +332,8 @@ struct AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, He
         for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       }
       store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
-      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use));
+      const uint64 level = word_of(total > 0.0f ? top + log2(total) : kLeast, talk.use);
+      for (int i = dim / 4; i < kLine; i += D / 4) store_word(Lse(p[1]).data + head * kLine + i, level);
     }
     talk.report(misfit);
   }

@@ -12,6 +12,7 @@ from oracle import computed, machine
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Graph, Kind
+from mkc.ops.decode_attention import LINE
 
 RNG = np.random.default_rng(0)
 EPS = 1e-3
@@ -38,7 +39,7 @@ def graph(values: Values, splits: int, normed: bool, turned: bool, **more: Any) 
         for name in names
     }
     parts = b.input("parts", (splits, *values["q"].shape), DType.BF16, Kind.STATE)
-    lse = b.input("lse", (splits, len(values["q"])), DType.F32, Kind.STATE)
+    lse = b.input("lse", (splits, len(values["q"]), LINE), DType.F32, Kind.STATE)
     outputs = (parts, lse, inputs["keys"], inputs["values"])
     attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, offset=0.0, splits=splits, window=0) | more
     attrs["rotary"] = len(values["cos"]) if turned else 0
@@ -84,7 +85,9 @@ def agree(values: Values, splits: int, normed: bool, turned: bool, **more: Any) 
     heads, depth = values["q"].shape
     got = computed(graph(values, splits, normed, turned, **more), machine(7, streams=True), values, Random(splits))
     out, keys, cached = expected(values, normed, turned, **more)
-    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads)
+    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads, LINE)
+    assert (lse == lse[..., :1]).all()
+    lse = lse[..., 0]
     np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
     for mine, theirs in (("keys", keys), ("values", cached)):
         np.testing.assert_allclose(got[mine].reshape(theirs.shape), theirs, rtol=2**-7, atol=2**-8)

@@ -11,6 +11,7 @@ from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Expr
 from mkc.ir.graph import Graph, Kind, Tensor
 from mkc.ops import registry
+from mkc.ops.decode_attention import LINE
 
 RNG = np.random.default_rng(0)
 SUM: Expr = Call("add", (Arg(0), Arg(1)))
@@ -93,7 +94,8 @@ def test_gated_weights_stand_side_by_side(workers: int) -> None:
 def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:
     case = Case(merge=3)
     parts = case.given(rounded(3, 4, 16))
-    lse = case.given(np.array([[3, -200, 0, -np.inf], [1, 5, 0, -np.inf], [-np.inf] * 4], np.float32), DType.F32)
+    lse = np.array([[3, -200, 0, -np.inf], [1, 5, 0, -np.inf], [-np.inf] * 4], np.float32)
+    case.given(np.repeat(lse[..., None], LINE, axis=2), DType.F32)
     case.given(np.array([70]), DType.I64, Kind.INPUT)
     w = case.given(rounded(8, 64))
     weights = np.exp2(lse - np.array([3, 5, 0, 0], np.float32))

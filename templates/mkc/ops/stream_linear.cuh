@@ -276,7 +276,7 @@ struct ExtrasOrPieces<true, Skip, V...> {
   using Type = Pieces<Skip, V...>;
 };
 
-// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H] and position when Merge > 0, then extras, or
+// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H, kLine] and position when Merge > 0, then extras, or
 // the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's, which says which of them is the best.
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
           bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
@@ -556,7 +556,7 @@ struct StreamLinear {
         const int j = i / Splits, s = i % Splits, column = first + j * kTalkThreads;
         if (is_there(j, s)) continue;
         v[j][s] = load_words(parts + (from + s) * (Depth / 4) + 2 * column);
-        level[j][s] = load_word(lse + (from + s) * Heads + column / (Depth / Heads / 8));
+        level[j][s] = load_word(lse + ((from + s) * Heads + column / (Depth / Heads / 8)) * kLine);
       }
       bool all = true;
       MKC_UNROLL
