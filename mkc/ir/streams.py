@@ -144,7 +144,7 @@ def _tiles(program: Program, part: Part, asked: Streamed, fragments: int) -> Non
         if first != at or count < 1:
             raise unsound(program, f"the passages of {part.name} do not share out its tiles", part.tasks[0])
         at += count
-    plain = all(w.dtype is DType.BF16 and w.layout.is_contiguous and w.layout.rank == 2 for w in asked.weights)
+    plain = all(w.dtype is DType.BF16 and w.layout.rank == 2 for w in asked.weights)
     same = len({w.shape[1] for w in asked.weights}) == 1 and (not asked.gated or len({w.shape for w in asked.weights}) == 1)
     deep = max(w.shape[-1] for w in asked.weights) <= fragments * FRAGMENT_DEPTH
     read_only = all(w.storage.kind is Kind.PARAM for w in asked.weights)

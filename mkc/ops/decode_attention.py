@@ -11,24 +11,26 @@ from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
-from mkc.ops._streaming import norm, truth
+from mkc.ops._streaming import epsilon, norm, offset
 
 BLOCK = 128  # neighbouring keys that go to one split
 LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
+MOST_HEADS = 8  # of q in a task: rows of a fragment
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
-    `rotary`. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand at the position.
+    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [R] if the
+    first `rotary` = R dims are turned. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand
+    at the position.
 
-    The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
-    binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
+    The keys 0..position, or the last `window` of them, are dealt out to S splits in blocks. A part is the mean of its
+    split's values by softmax, lse the binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split
+    without keys gives zeros and -inf. Gains are added to `offset`.
     """
     q, k, v, (position,), keys, values, *tables = ins
-    eps = node.number("eps")
-    gains, angles = (tables[:2], tables[2:]) if eps else ((None, None), tables)
-    q, k = (_turned(_normed(x, gain, eps), angles) for x, gain in zip((q, k), gains, strict=True))
+    gains, angles = (tables[:2], tables[2:]) if epsilon(node) else ((None, None), tables)
+    q, k = (_turned(_normed(node, x, gain), angles) for x, gain in zip((q, k), gains, strict=True))
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
@@ -40,18 +42,21 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     return parts.reshape(len(found), *q.shape), lse, keys, values
 
 
-def _normed(x: Array, gain: Array | None, eps: float) -> Array:
+def _normed(node: Node, x: Array, gain: Array | None) -> Array:
     if gain is None:
         return x
-    return _rounded(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * gain)
+    scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon(node)))
+    return _rounded(x / scale * (gain + offset(node)))
 
 
 def _turned(x: Array, angles: Sequence[Array]) -> Array:
     if not angles:
         return x
     cos, sin = angles
+    x, rest = np.split(x, [len(cos)], axis=-1)
     first, second = np.split(x, 2, axis=-1)
-    return _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    turned = _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    return np.concatenate([turned, rest], axis=-1)
 
 
 def _rounded(x: Array) -> Array:
@@ -61,7 +66,9 @@ def _rounded(x: Array) -> Array:
 def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:
     """[KV, G, D] and [KV, G] of one split's keys."""
     keys = np.arange(scores.shape[-1])
-    mine = (keys <= position) & (keys // BLOCK % splits(node) == split)
+    first = min(position, len(keys)) - node.integer("window") + 1 if node["window"] else 0
+    seen = (first <= keys) & (keys <= position)
+    mine = seen & (keys // BLOCK % splits(node) == split)
     if not mine.any():
         return np.zeros((*scores.shape[:2], values.shape[-1]), np.float32), np.full(scores.shape[:2], -np.inf, np.float32)
     scores = scores[..., mine]
@@ -72,18 +79,28 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each head of keys and each split. One of a head's tasks writes the cache, where no other looks."""
+    """A task for each split and at most 8 heads that share keys. One of those writes the cache, where no other looks."""
     q, k, v, position, keys, values, *tables = node.inputs
-    heads, count = k.shape[0], splits(node)
-    head, query, split = Split(0), Split(0, each=q.shape[0] // heads), Split(1)
-    share = 1 / count
+    tasks, count = k.shape[0] * _shares(node), splits(node)
+    head, query, split = Split(0, share=_shares(node)), Split(0, each=q.shape[0] // tasks), Split(1)
+    share = min(1.0, (node.integer("window") or keys.shape[1]) / keys.shape[1]) / count
     caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
     imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
     parts, lse, *_ = node.outputs
     omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query, None))]
     omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
-    grid = (Axis(heads, heads), Axis(count, count))
+    grid = (Axis(tasks, tasks), Axis(count, count))
     return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
+
+
+def shares(heads: int, groups: int) -> int:
+    """How many tasks share the keys of a head, since one has at most 8 heads of q; 0 when those do not come out even."""
+    group = heads // groups
+    return next((n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS), 0)
+
+
+def _shares(node: Node) -> int:
+    return shares(node.inputs[0].shape[0], node.inputs[1].shape[0])
 
 
 def flops(node: Node) -> float:
@@ -98,14 +115,15 @@ def splits(node: Node) -> int:
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     heads, depth = node.inputs[0].shape
-    scale, eps = node.number("scale"), node.number("eps")
-    return (cpp(Const(scale)), *norm(eps), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+    numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth)
+    return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
 
 
 def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
     (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
-    return 10 * (2 * depth + 16) + heads // kv_heads * (8 * (4 * depth + 8) + 16)
+    group = heads // kv_heads // _shares(node)
+    return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

@@ -8,12 +8,13 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
-from mkc.ops.decode_attention import BLOCK, LINE
+from mkc.ops.attention import window
+from mkc.ops.decode_attention import BLOCK, LINE, shares
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
-DEPTHS = (64, 96, 128, 256)
-MAX_GROUP = 8  # heads of queries that share keys
+UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
+VECTOR = 8  # elements that are read at once
 MAX_SPLITS = 8  # whoever merges them reads them all
 
 
@@ -32,12 +33,13 @@ def attend(graph: Graph, target: Target) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What became the queries, or the keys: rows [N, D], perhaps normalised, perhaps turned."""
+    """What became the queries, or the keys: rows [N, D], perhaps normalised, their first R dims perhaps turned."""
 
     tensor: Tensor
     gain: Tensor | None
+    offset: float  # that gains are added to
     eps: float
-    angles: tuple[Tensor, ...]  # cos and sin [D]
+    angles: tuple[Tensor, ...]  # cos and sin [R]
     read: tuple[tuple[Tensor, int], ...]  # each tensor and the node that read it
     absorbed: tuple[int, ...]
 
@@ -100,7 +102,8 @@ def _end(uses: Uses, number: int) -> int | None:
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     (batch, heads, rows, depth), groups = q.shape, k.shape[1]
     alike = k.shape == v.shape and all(t.dtype is DType.BF16 for t in (q, k, v))
-    return alike and batch == rows == 1 and depth in DEPTHS and heads % groups == 0 and heads // groups <= MAX_GROUP
+    fits = batch == rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
+    return alike and fits and heads % groups == 0 and shares(heads, groups) > 0
 
 
 def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
@@ -132,21 +135,19 @@ def _scalar(tensor: Tensor) -> Tensor | None:
 
 
 def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
-    depth = tensor.shape[-1]
-    absorbed, angles, factor, eps = list[int](), tuple[Tensor, ...](), None, 0.0
+    depth, absorbed, angles = tensor.shape[-1], list[int](), tuple[Tensor, ...]()
+    factor, offset, eps = None, 0.0, 0.0
     read = list[tuple[Tensor, int]]()
-    number = _step(uses, tensor, reader, "rotary")
-    if number is not None and uses.nodes[number]["epilogue"] in (Arg(0), ROUNDED):
-        tensor, *tables = uses.nodes[number].inputs
-        lines = [line for t in tables if (line := _line(t))]
-        if len(lines) != 2:
-            return None
-        angles, reader = tuple(lines), number
-        read += [(line, number) for line in lines]
-        absorbed.append(number)
+    turning = _turning(uses, tensor, reader)
+    if turning:
+        tensor, angles, reader = turning.source, turning.angles, turning.numbers[0]
+        read += [(line, turning.numbers[-1]) for line in angles]
+        absorbed += turning.numbers
     number = _step(uses, tensor, reader, "rms_norm")
-    if number is not None and (factor := gain(uses.nodes[number])) is not None:
-        tensor, eps, reader = uses.nodes[number].inputs[0], uses.nodes[number].number("eps"), number
+    scaled = gain(uses.nodes[number]) if number is not None else None
+    if number is not None and scaled:
+        (factor, offset), tensor, reader = scaled, uses.nodes[number].inputs[0], number
+        eps = uses.nodes[number].number("eps")
         absorbed.append(number)
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -154,7 +155,57 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
     matrix = _matrix(tensor, depth)
     if matrix is None or matrix.dtype is not DType.BF16 or (factor and factor.shape != (depth,)):
         return None
-    return _Rows(matrix, factor, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
+    return _Rows(matrix, factor, offset, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turning:
+    """The rotation of a row's first dims, all or some: what it reads, and the nodes that do it, the first reader first."""
+
+    source: Tensor
+    angles: tuple[Tensor, ...]
+    numbers: tuple[int, ...]
+
+
+def _turning(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
+    number = _step(uses, tensor, reader, "rotary")
+    if number is not None and (lines := _lines(uses.nodes[number])):
+        return _Turning(uses.nodes[number].inputs[0], lines, (number,))
+    return _turning_of_some(uses, tensor, reader)
+
+
+def _turning_of_some(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
+    """Two nodes fill the tensor: one turns the first dims of a source, and one copies those that follow."""
+    writers = uses.writers[tensor.storage]
+    if len(writers) != 2 or not uses.is_private(tensor, reader) or {uses.nodes[w].op for w in writers} != {"rotary", "elementwise"}:
+        return None
+    turns, copies = sorted(writers, key=lambda w: uses.nodes[w].op != "rotary")
+    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns])
+    if not lines or copied["expr"] != Arg(0) or len(copied.inputs) != 1:
+        return None
+    source = _side_by_side(turned.inputs[0], copied.inputs[0])
+    made = _side_by_side(turned.output, copied.output)
+    alike = source and made and source.shape == made.shape and source.dtype is made.dtype is DType.BF16
+    whole = made and _matrix(made, made.shape[-1]) == _matrix(tensor, tensor.shape[-1]) and made.layout.numel == tensor.layout.numel
+    still = source and uses.are_still((source,), min(turns, copies), max(turns, copies))
+    return _Turning(source, lines, (min(turns, copies), max(turns, copies))) if source and alike and whole and still else None
+
+
+def _side_by_side(first: Tensor, then: Tensor) -> Tensor | None:
+    """The tensor whose last dimension is that of the first, and then that of the other."""
+    (*lead, turned), steps = first.shape, first.layout.strides
+    alike = then.storage == first.storage and then.dtype is first.dtype and then.shape[:-1] == first.shape[:-1]
+    same = all(n == 1 or s == t for n, s, t in zip(first.shape, steps, then.layout.strides, strict=True))
+    follows = steps[-1] == 1 and then.layout.offset == first.layout.offset + turned
+    layout = Layout((*lead, turned + then.shape[-1]), steps, first.layout.offset)
+    return first.view(layout) if alike and same and follows else None
+
+
+def _lines(rotary: Node) -> tuple[Tensor, ...]:
+    """cos and sin [R] of a rotation that does nothing else, and turns all rows alike; else nothing."""
+    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t)) and line.layout.offset % VECTOR == 0)
+    alike = len(lines) == 2 and lines[0].dtype is lines[1].dtype and lines[0].shape[0] % UNIT == 0
+    return lines if alike and rotary["epilogue"] in (Arg(0), ROUNDED) else ()
 
 
 def _step(uses: Uses, tensor: Tensor, reader: int, op: str) -> int | None:
@@ -168,14 +219,13 @@ def _step(uses: Uses, tensor: Tensor, reader: int, op: str) -> int | None:
 
 
 def _matrix(tensor: Tensor, depth: int) -> Tensor | None:
-    """The tensor as [N, depth], when its rows follow each other without gaps."""
-    layout = Layout((tensor.layout.numel // depth, depth), (depth, 1), tensor.layout.offset)
-    return tensor.view(layout) if tensor.layout.reshape(layout.shape) in (layout, _single(layout)) else None
-
-
-def _single(layout: Layout) -> Layout:
-    """As `reshape` gives it when there is one row."""
-    return replace(layout, strides=tuple(s if n > 1 else 0 for n, s in zip(layout.shape, layout.strides, strict=True)))
+    """The tensor as [N, depth], when its rows lie one like the other, where vectors can be read."""
+    rows = tensor.layout.numel // depth
+    layout = tensor.layout.reshape((rows, depth))
+    if layout is None or layout.strides[1] != 1:
+        return None
+    layout = replace(layout, strides=(layout.strides[0] if rows > 1 else depth, 1))
+    return tensor.view(layout) if not any(n % VECTOR for n in (layout.offset, *layout.strides[:1], depth)) else None
 
 
 def _line(tensor: Tensor) -> Tensor | None:
@@ -187,14 +237,15 @@ def _line(tensor: Tensor) -> Tensor | None:
 
 def _agree(queries: _Rows, keys: _Rows) -> bool:
     """Both are normalised alike, by gains of their own, and turned alike."""
-    return queries.eps == keys.eps and queries.angles == keys.angles
+    return (queries.eps, queries.offset, queries.angles) == (keys.eps, keys.offset, keys.angles)
 
 
 def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
     """The streams that take the attention's result as their row, when nobody else reads it."""
     readers = uses.readers[chain.out.storage]
     width = chain.out.layout.numel
-    private = uses.is_private(chain.out, *readers) and _matrix(chain.out, chain.out.shape[-1]) is not None
+    matrix = _matrix(chain.out, chain.out.shape[-1])
+    private = uses.is_private(chain.out, *readers) and matrix is not None and matrix.layout.is_contiguous
     taken = all(_takes(uses.nodes[r], chain.out, width) and uses.are_still((chain.position,), chain.end, r) for r in readers)
     return tuple(readers) if private and taken else ()
 
@@ -208,14 +259,16 @@ def _takes(node: Node, out: Tensor, width: int) -> bool:
 def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     heads, depth = chain.queries.tensor.shape
     groups, room = chain.caches[0].shape[1:3]
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // groups))
+    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (groups * shares(heads, groups))))
     name = chain.out.storage.name
     parts = _new(f"{name}_parts", (splits, heads, depth), DType.BF16)
     lse = _new(f"{name}_lse", (splits, heads, LINE), DType.F32)
     caches = tuple(c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
-    attrs = dict(scale=node["scale"], eps=chain.queries.eps, rotary=bool(chain.queries.angles), splits=splits)
+    turned = chain.queries.angles[0].shape[0] if chain.queries.angles else 0
+    attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=splits)
+    attrs["window"] = window(node)
     return Node(
         node.name.replace("attention", "decode_attention"),
         "decode_attention",

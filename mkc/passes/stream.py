@@ -1,17 +1,18 @@
 """Graph -> Graph. Products of one row with weights become streams; norms, gates, neighbours, attention and argmax move in."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call, Expr, substitute
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import contiguous
+from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
 from mkc.ir.tiling import Tiling
 from mkc.ops import registry
 from mkc.ops._epilogue import epilogue
+from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
 from mkc.passes._stream_attention import attend
@@ -19,6 +20,11 @@ from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 
+DEEPEST = 1 << 15  # a row in shared memory, beside the ring
+DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
+MOST_PIECES = 8  # of an operand
+VECTOR, WORD = 8, 4  # elements that are read at once, and published at once
+NORMS = ("rms_norm", "layer_norm")
 WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
 
 
@@ -32,7 +38,7 @@ def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    return _publish(without_dead_nodes(choose(attend(graph, target), target)))
+    return _publish(without_dead_nodes(choose(_rows_to_all(attend(graph, target)), target)))
 
 
 def _prevail(graph: Graph, target: Target) -> bool:
@@ -57,13 +63,13 @@ def _moved(tiling: Tiling) -> float:
 
 
 def _narrow(graph: Graph) -> Graph:
-    """A product that is widened when it is stored stays bfloat16, where its readers would widen it as well."""
+    """A product or a norm that is widened when it is stored stays bfloat16, where its readers would widen it as well."""
     uses = Uses(graph)
     narrow: dict[Storage, Storage] = {}
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
         match epilogue(node):
-            case Call("to_float32", (expr,)) if node.op == "linear" and _is_stream(node) and _may_narrow(uses, node):
+            case Call("to_float32", (expr,)) if _is_row(node) and _may_narrow(uses, node, narrow):
                 storage = node.output.storage
                 narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
                 changes[number] = _with(node, epilogue=expr)
@@ -74,11 +80,16 @@ def _narrow(graph: Graph) -> Graph:
     return rewritten(graph, changes, view)
 
 
-def _may_narrow(uses: Uses, node: Node) -> bool:
+def _is_row(node: Node) -> bool:
+    """A product or a norm that streams may come to."""
+    return (node.op == "linear" and _is_stream(node)) or (node.op in NORMS and node.output.layout.numel == node.output.shape[-1])
+
+
+def _may_narrow(uses: Uses, node: Node, narrow: Collection[Storage]) -> bool:
     """The result was bfloat16 before it was widened, and whoever reads it reads floats."""
     out, readers = node.output, uses.readers[node.output.storage]
-    ours = uses.maker(out, "linear") is not None and uses.is_private(out, *readers)
-    widened = all(t.dtype is DType.BF16 for t in node.inputs) and out.dtype is DType.F32
+    ours = uses.maker(out, node.op) is not None and uses.is_private(out, *readers)
+    widened = all(t.dtype is DType.BF16 or t.storage in narrow for t in node.inputs) and out.dtype is DType.F32
     return ours and widened and all(uses.nodes[r].op in WIDE_READERS for r in readers)
 
 
@@ -89,16 +100,19 @@ def _products(graph: Graph) -> Graph:
 def _is_stream(node: Node) -> bool:
     """One row of bfloat16 times a parameter, in pieces that vector loads can take."""
     x, w, *rest = node.inputs
-    n, k = w.shape
-    row = x.shape == (1, k) and x.layout.is_contiguous and x.dtype is DType.BF16 and k % 8 == 0
-    weight = w.storage.kind is Kind.PARAM and w.layout.is_contiguous and w.dtype is DType.BF16 and n % 4 == 0
+    k = w.shape[1]
+    row = x.shape == (1, k) and x.layout.is_contiguous and x.dtype is DType.BF16 and k <= DEEPEST
+    vectors = k % VECTOR == x.layout.offset % VECTOR == 0
+    weight = w.storage.kind is Kind.PARAM and w.dtype is DType.BF16  # however it lies, for it is packed
     result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
-    return row and weight and result and all(t.dtype.is_float for t in rest)
+    return row and vectors and weight and result and all(t.dtype.is_float for t in rest)
 
 
 def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
-    attrs: dict[str, Attr] = dict(eps=0.0, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node))
+    attrs: dict[str, Attr] = dict(
+        eps=0.0, offset=0.0, centred=False, shifted=False, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node)
+    )
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 
 
@@ -110,19 +124,39 @@ def _norms(graph: Graph) -> Graph:
     uses = Uses(graph)
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
-        found = _norm(uses, number) if node.op == "rms_norm" else None
+        found = _norm(uses, number)
         readers = uses.readers[node.outputs[0].storage]
         if found and all(_takes(uses, reader, node.output, found) for reader in readers):
-            changes |= {reader: _normed(uses.nodes[reader], found, node["eps"]) for reader in readers}
+            changes |= {reader: _normed(uses.nodes[reader], found) for reader in readers}
     return rewritten(graph, changes)
 
 
-def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
-    """The row x [1, K] and the gain [K] of an RMS norm of one bfloat16 row."""
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A norm of one bfloat16 row: x [1, K], gain [K], and shift [K] if there is one."""
+
+    inputs: tuple[Tensor, ...]
+    eps: Attr
+    offset: float  # that the gain is added to
+    centred: bool
+
+
+def _norm(uses: Uses, number: int) -> _Norm | None:
+    node = uses.nodes[number]
+    lines, offset = tuple[Tensor, ...](), 0.0
+    if node.op == "rms_norm" and (scaled := gain(node)):
+        lines, offset = (scaled[0],), scaled[1]
+    if node.op == "layer_norm" and node.output.shape[-1] <= DEEPEST_CENTRED:
+        lines = parameters(node)
+    row = _normalised(uses, number) if lines else None
+    return _Norm((row, *lines), node["eps"], offset, node.op == "layer_norm") if row else None
+
+
+def _normalised(uses: Uses, number: int) -> Tensor | None:
+    """The row [1, K] of bfloat16 that the node normalises, when it has no other."""
     node = uses.nodes[number]
     x, out = node.inputs[0], node.output
-    factor = gain(node)
-    if factor is None or out.layout.numel != out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
+    if out.layout.numel != out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
         return None
     cast = uses.maker(x, "elementwise")
     if x.dtype is DType.F32 and cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -131,19 +165,20 @@ def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
         x = uses.nodes[cast].inputs[0]
     flat = x.layout.reshape((1, out.shape[-1]))
     plain = x.dtype is DType.BF16 and x.layout.is_contiguous and x.layout.numel == out.layout.numel
-    return (x.view(flat), factor) if flat and plain else None
+    return x.view(flat) if flat and plain and x.layout.offset % VECTOR == 0 else None
 
 
-def _takes(uses: Uses, reader: int, out: Tensor, found: tuple[Tensor, Tensor]) -> bool:
+def _takes(uses: Uses, reader: int, out: Tensor, found: _Norm) -> bool:
     """True when the node is a plain stream of all of the norm's result, and could be one of what the norm reads."""
     node, (number,) = uses.nodes[reader], uses.writers[out.storage]
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1 and node.inputs[0].storage == out.storage
-    return plain and once and node.inputs[0].layout.numel == out.layout.numel and uses.are_still(found, number, reader)
+    return plain and once and node.inputs[0].layout.numel == out.layout.numel and uses.are_still(found.inputs, number, reader)
 
 
-def _normed(node: Node, found: tuple[Tensor, Tensor], eps: Attr) -> Node:
-    return replace(_with(node, eps=eps), inputs=(*found, *node.inputs[1:]))
+def _normed(node: Node, found: _Norm) -> Node:
+    attrs: dict[str, Attr] = dict(eps=found.eps, offset=found.offset, centred=found.centred, shifted=len(found.inputs) == 3)
+    return replace(_with(node, **attrs), inputs=(*found.inputs, *node.inputs[1:]))
 
 
 # ---- gates
@@ -176,6 +211,7 @@ def _gate(uses: Uses, number: int) -> int | None:
 def _gates_only(uses: Uses, gate: int, number: int, extra: Tensor) -> bool:
     first, then = uses.nodes[gate], uses.nodes[number]
     alike = _row(first) == _row(then) and extra.layout.is_contiguous and extra.layout.numel == first.output.layout.numel
+    alike = alike and extra.layout.numel % WORD == 0
     once = sum(t.storage == extra.storage for t in then.inputs) == 1 and uses.is_private(extra, number)
     few = len(first.inputs) + len(then.inputs) <= MAX_OPERANDS
     return alike and once and few and uses.are_still(first.inputs, gate, number)
@@ -183,7 +219,7 @@ def _gates_only(uses: Uses, gate: int, number: int, extra: Tensor) -> bool:
 
 def _row(node: Node) -> tuple[object, ...]:
     """What a stream multiplies its weights with."""
-    return node["eps"], node["merge"], *node.inputs[: first_weight(node)]
+    return *(node[key] for key in ("eps", "offset", "centred", "merge")), *node.inputs[: first_weight(node)]
 
 
 def _gated(gate: Node, node: Node) -> Node:
@@ -206,12 +242,12 @@ def _gated(gate: Node, node: Node) -> Node:
 
 
 def _neighbours(graph: Graph) -> Graph:
-    """Products of the same row that nothing else is done to become one, in the place of the first; each keeps its columns."""
+    """Products of the same row that the same is done to become one, in the place of the first; each keeps its columns."""
     uses = Uses(graph)
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for number, node in enumerate(graph.nodes):
-        if _is_single(node) and not extras(node) and _may_join(uses, node):
-            groups[*_row(node), epilogue(node)].append(number)
+        if _is_single(node) and _may_join(uses, node):
+            groups[*_row(node), epilogue(node), len(extras(node))].append(number)
     changes: dict[int, Node | None] = {}
     moved: dict[Storage, tuple[Storage, int]] = {}
     for group in (g for numbers in groups.values() for g in _unbroken(uses, numbers) if len(g) > 1):
@@ -231,15 +267,18 @@ def _neighbours(graph: Graph) -> Graph:
 
 
 def _may_join(uses: Uses, node: Node) -> bool:
-    out = node.output
-    return uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    """Nothing further is done to the result, or one parameter added, or the like."""
+    out, others = node.output, extras(node)
+    plain = len(others) < 2 and all(t.storage.kind is Kind.PARAM for t in others) and out.shape[1] % WORD == 0
+    return plain and uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
 
 
 def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers in runs during which nobody writes the row."""
+    """The numbers in runs during which nobody writes the row, and of which a task may have all operands."""
     runs: list[list[int]] = []
     for number in numbers:
-        if runs and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
+        few = runs and (not extras(uses.nodes[number]) or len(runs[-1]) < MOST_PIECES)
+        if few and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
             runs[-1].append(number)
         else:
             runs.append([number])
@@ -251,13 +290,43 @@ def _joined(nodes: Sequence[Node]) -> Node:
     total = sum(node.output.shape[1] for node in nodes)
     storage = Storage(f"{first.output.storage.name}_joined", total * DType.BF16.itemsize, Kind.ARENA)
     out = Tensor(DType.BF16, contiguous((1, total)), storage)
-    inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)))
+    pieces = (piece for node in nodes for piece in extras(node))
+    inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)), *pieces)
     return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))
 
 
 def _with(node: Node, **attrs: Attr) -> Node:
     """The node with some attributes changed, in the order they were in."""
     return replace(node, attrs=tuple((key, attrs.get(key, value)) for key, value in node.attrs))
+
+
+# ---- norms that are read by more than streams
+
+
+def _rows_to_all(graph: Graph) -> Graph:
+    """A norm of one row between streams, in which the residual moves in, say, is computed by one worker for all."""
+    uses = Uses(graph)
+    return rewritten(graph, {i: _row_to_all(uses, n) for i, n in enumerate(graph.nodes) if _is_between(uses, n)})
+
+
+def _is_between(uses: Uses, node: Node) -> bool:
+    if node.op not in NORMS or not _is_row(node) or node.output.layout.numel > DEEPEST_CENTRED:
+        return False
+    x, out = node.inputs[0], node.output
+    width = out.layout.numel
+    rows = all(t.dtype is DType.BF16 and t.layout.numel == width and t.layout.is_contiguous for t in (*node.inputs, out))
+    aligned = all(t.layout.offset % VECTOR == 0 for t in node.inputs)
+    streams = any(uses.nodes[r].op in ("stream_linear", "decode_attention") for r in uses.readers[out.storage])
+    return rows and aligned and width % WORD == 0 and streams and uses.maker(x, "stream_linear", *NORMS) is not None
+
+
+def _row_to_all(uses: Uses, node: Node) -> Node:
+    def flat(t: Tensor) -> Tensor:
+        return t.view(Layout((1, t.layout.numel), (t.layout.numel, 1), t.layout.offset))
+
+    attrs: dict[str, Attr] = dict(eps=node["eps"], centred=node.op == "layer_norm", epilogue=epilogue(node))
+    inputs, outputs = tuple(map(flat, node.inputs)), (flat(node.output),)
+    return replace(node, name=f"stream_{node.name}", op="stream_norm", inputs=inputs, outputs=outputs, attrs=tuple(attrs.items()))
 
 
 # ---- published results
@@ -272,18 +341,24 @@ def _publish(graph: Graph) -> Graph:
 
 
 def _is_polled(node: Node, tensor: Tensor) -> bool:
-    return node.op in POLLED and tensor.layout.is_contiguous and tensor in POLLED[node.op](node)
+    """By the word, of which four elements of bfloat16 make one; two are read at once."""
+    whole = tensor.dtype is DType.F32 or tensor.layout.offset % VECTOR == 0 == tensor.layout.numel % WORD
+    return node.op in POLLED and whole and tensor in POLLED[node.op](node)
 
 
 def _stream_words(node: Node) -> tuple[Tensor, ...]:
-    lse = node.inputs[2 if node["eps"] else 1 :][:1] if node["merge"] else ()
+    lse = (node.inputs[first_weight(node) - 2],) if node["merge"] else ()
     values = (node.inputs[0], *extras(node), *node.outputs)
     entries = node.outputs if node["best"] else ()
-    return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16))
+    return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16 and t.layout.is_contiguous))
 
 
 def _attention_words(node: Node) -> tuple[Tensor, ...]:
     return (*node.inputs[:3], *node.outputs[:2])
+
+
+def _norm_words(node: Node) -> tuple[Tensor, ...]:
+    return (*node.inputs, *node.outputs)
 
 
 def _argmax_words(node: Node) -> tuple[Tensor, ...]:
@@ -291,4 +366,6 @@ def _argmax_words(node: Node) -> tuple[Tensor, ...]:
 
 
 # what each may poll or publish
-POLLED = {"stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words}
+POLLED = {
+    "stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words, "stream_norm": _norm_words,
+}  # fmt: skip

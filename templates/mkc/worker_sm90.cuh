@@ -210,6 +210,12 @@ struct Talk {
     turn ^= 16;
     return (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
   }
+  // The same, at once.
+  MKC_DEVICE float total(float v) {
+    add_up(v);
+    meet(kAmongTalk, kTalkThreads);
+    return added_up();
+  }
   MKC_DEVICE void dawdle(uint32 moment) const {  // test builds: each warp for itself
     if (Page::kDelay && team_leader()) worker.dawdle(index, moment * kTalkWarps + team());
   }
