@@ -1,7 +1,7 @@
 // Attention of one new token: rotates q and k, appends k and v to their cache, and sees every `Splits`-th block of keys
 #pragma once
 
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc::ops {
 

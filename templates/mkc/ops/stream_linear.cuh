@@ -4,7 +4,7 @@
 #include <mkc/best.cuh>
 #include <mkc/expr.cuh>
 #include <mkc/rows.cuh>
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc::ops {
 
@@ -16,11 +16,11 @@ struct Passage {
   static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
   static constexpr int batch() {              // slots in registers at once: whole tiles, or a whole share of one
     if (kHeld) return kSlots;
-    for (int slots = 6; slots > 1; --slots)
+    for (int slots = kRollingSlots; slots > 1; --slots)
       if (slots * 4 % F == 0) return slots;
-    for (int slots = 5; slots > 1; --slots)
+    for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
-    return 1;
+    return F % 5 == 0 ? 5 : 1;
   }
   static constexpr int kBatch = batch(), kFragments = kBatch * 4;
   static constexpr bool kWhole = kHeld || kFragments % F == 0;
