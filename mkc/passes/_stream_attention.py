@@ -12,7 +12,7 @@ from mkc.ops.decode_attention import BLOCK, LINE
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
-DEPTHS = (64, 96, 128, 256)
+DEPTHS = (64, 128)  # of rows that the body holds
 MAX_GROUP = 8  # heads of queries that share keys
 MAX_SPLITS = 8  # whoever merges them reads them all
 
