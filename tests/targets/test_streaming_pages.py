@@ -21,7 +21,7 @@ from mkc.ops._streaming import fragments
 from mkc.passes.render import lay_in
 from mkc.targets import cuda
 
-MOST_SPILLED = 448  # bytes of a thread, all of its bodies together
+MOST_SPILLED = 128  # bytes of a thread, all of its bodies together
 WITHOUT_LOADERS = ("sm_80", "sm_86", "sm_87", "sm_89")
 TWINS = ("sm_86", "sm_87", "sm_103a", "sm_121a")  # of architectures that are compiled for anyway
 
