@@ -19,6 +19,7 @@ from mkc.passes._stream_attention import attend
 from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
+from mkc.passes.pack import LEAST_SLOTS, ring_slots
 
 DEEPEST = 1 << 15  # a row in shared memory, beside the ring
 DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
@@ -29,9 +30,10 @@ WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whate
 
 
 def stream(graph: Graph, target: Target) -> Graph:
-    """The graph with streams in it, or as it is, where they would not move most of its bytes."""
+    """The graph with streams in it, or as it is, where they would not move most of its bytes, or leave no room for their ring."""
     streamed = _streamed(graph, target)
-    return streamed if _prevail(streamed, target) else graph
+    fits = ring_slots(streamed, target) >= LEAST_SLOTS
+    return streamed if fits and _prevail(streamed, target) else graph
 
 
 def _streamed(graph: Graph, target: Target) -> Graph:

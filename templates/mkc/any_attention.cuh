@@ -1,7 +1,7 @@
 // Attention of one new token, for all shapes: heads of any multiple of 16, rotations of some dims, windows, rows in memory
 #pragma once
 
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc {
 

@@ -157,6 +157,19 @@ def test_what_is_not_understood_stays_as_it_is(kind: str, streams: int, others: 
     assert ops - around - Counter({op: ops[op] for op in STREAMS}) == Counter(others)
 
 
+@pytest.mark.parametrize("depth", [96, 256])
+def test_heads_of_a_depth_that_the_body_does_not_hold_are_left_alone(depth: int) -> None:
+    graph = stream(fuse(decoding(tiny("Llama", head_dim=depth))[1].graph), machine(132, streams=True))
+    assert "attention" in {node.op for node in graph.nodes}
+
+
+def test_a_row_that_leaves_no_room_for_a_ring_is_not_streamed() -> None:
+    graph = fuse(raised(nn.Linear(32768, 8, bias=False, dtype=torch.bfloat16), torch.randn(1, 32768, dtype=torch.bfloat16)).graph)
+    wide = machine(4, streams=True)
+    assert [n.op for n in stream(graph, wide).nodes] == ["stream_linear"]
+    assert stream(graph, replace(wide, scratch_bytes=99 << 10)) == graph
+
+
 def test_streams_poll_what_streams_publish() -> None:
     graph = streamed("qwen3, deep")
     made = [t.storage for node in graph.nodes if node.op in STREAMS for t in node.outputs]

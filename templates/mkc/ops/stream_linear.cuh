@@ -4,7 +4,7 @@
 #include <mkc/best.cuh>
 #include <mkc/expr.cuh>
 #include <mkc/rows.cuh>
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc::ops {
 
@@ -16,16 +16,17 @@ struct Passage {
   static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
   static constexpr int even_batch() {         // slots in registers at once: whole tiles, or a whole share of one
     if (kHeld) return kSlots;
-    for (int slots = 6; slots > 1; --slots)
+    for (int slots = kRollingSlots; slots > 1; --slots)
       if (slots * 4 % F == 0) return slots;
-    for (int slots = 5; slots > 1; --slots)
+    for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
     return 0;
   }
   // Where no batch is even, batches take turns: those of a period, in which whole slots make whole tiles.
   static constexpr bool kTurns = even_batch() == 0;
   static constexpr int kPeriodTiles = F % 4 == 0 ? 1 : F % 2 == 0 ? 2 : 4, kPeriod = kPeriodTiles * F / 4;  // tiles, slots
-  static constexpr int kTurn = (kPeriod + 4) / 5;  // batches of 5 slots at most; the first few may have one more than the others
+  static constexpr int kMost = kRollingSlots - 1;  // slots of a batch; the first few may have one more than the others
+  static constexpr int kTurn = (kPeriod + kMost - 1) / kMost;
   static_assert(!kTurns || kPeriod <= 20, "the compiler pads a depth so that batches fit it");
   static constexpr int kShort = kPeriod / kTurn, kLong = kPeriod % kTurn;  // slots of a short batch, and how many have one more
   static constexpr int turn_of(int slot) {
