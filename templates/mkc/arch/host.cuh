@@ -57,8 +57,9 @@ MKC_DEVICE uint64 clock_ns() {
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64>(now.tv_sec) * 1000000000ull + static_cast<uint64>(now.tv_nsec);
 }
-MKC_DEVICE void pause(uint32 spins) {  // spin first, then let other threads have the core
-  if (spins < 2048) {
+// Some 3 us of spinning, then let other threads have the core: the one we wait for may be among them.
+MKC_DEVICE void pause(uint32 spins) {
+  if (spins < 128) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
