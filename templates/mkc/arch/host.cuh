@@ -57,9 +57,10 @@ MKC_DEVICE uint64 clock_ns() {
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64>(now.tv_sec) * 1000000000ull + static_cast<uint64>(now.tv_nsec);
 }
-// Some 3 us of spinning, then let other threads have the core: the one we wait for may be among them.
+// Some 12 us of spinning, then let other threads have the core: the one we wait for may be among them. Sooner would lose
+// the core for milliseconds to busy strangers, at waits that tasks of uneven length make.
 MKC_DEVICE void pause(uint32 spins) {
-  if (spins < 128) {
+  if (spins < 512) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
