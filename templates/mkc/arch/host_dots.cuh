@@ -13,12 +13,20 @@ MKC_DEVICE void row_products(const X* x, long long x_step, const W* w, int row, 
   constexpr int kWhole = Depth / By::kElements * By::kElements;
   Pack chains[M][kChains] = {};
   int k = 0;
-  for (; k + kRound <= Depth; k += kRound)
-    for (int c = 0; c < kChains; ++c)
+  for (; k + kRound <= Depth; k += kRound) {
+    MKC_UNROLL  // or g++ leaves the sums in memory
+    for (int c = 0; c < kChains; ++c) {
+      MKC_UNROLL
       for (int i = 0; i < M; ++i) By::add(chains[i][c], x + i * x_step + k + c * By::kElements, w + k + c * By::kElements);
-  for (; k < kWhole; k += By::kElements)
+    }
+  }
+  for (; k < kWhole; k += By::kElements) {
+    MKC_UNROLL
     for (int i = 0; i < M; ++i) By::add(chains[i][0], x + i * x_step + k, w + k);
+  }
+  MKC_UNROLL
   for (int i = 0; i < M; ++i) {
+    MKC_UNROLL
     for (int c = 1; c < kChains; ++c) chains[i][0] += chains[i][c];
     for (int j = kWhole; j < Depth; ++j) chains[i][0][0] += float(widen(x[i * x_step + j])) * float(widen(w[j]));
     sums[i][row] = chains[i][0];

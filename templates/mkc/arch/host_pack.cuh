@@ -50,7 +50,9 @@ struct Products<bf16, bf16> {
   MKC_DEVICE static void add(Pack& sums, const bf16* x, const bf16* w) {
     const WideWords a = *reinterpret_cast<const LooseWideWords*>(x);
 #if defined(__AVX512BF16__)
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(a), "vm"(*reinterpret_cast<const LooseWideWords*>(w)));
+    Pack held = sums;  // g++ keeps in memory what assembly takes by reference
+    asm("vdpbf16ps %2, %1, %0" : "+v"(held) : "v"(a), "vm"(*reinterpret_cast<const LooseWideWords*>(w)));
+    sums = held;
 #else
     const WideWords b = *reinterpret_cast<const LooseWideWords*>(w);
     sums += reinterpret_cast<Pack>(a << 16) * reinterpret_cast<Pack>(b << 16);
