@@ -216,9 +216,8 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     talk.keep_position(p[7], position);
     talk.compute_may_begin();
     if (where.is_empty()) {
-      publish_nothing(talk, p, where);
-      talk.pass_by();
-      return;
+      talk.pass_by();  // and publish when everyone has read the position
+      return publish_nothing(talk, p, where);
     }
     bring(talk, p, where);
     talk.input_is_ready();
