@@ -11,7 +11,7 @@ from mkc.ir.cost import worthwhile_parts
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Const
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.layout import Shape
+from mkc.ir.layout import Layout, Shape
 from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Split, TileMap, Tiling
 from mkc.ops import Op, elementwise
@@ -198,11 +198,22 @@ def _last_key(b: Builder, mask: Tensor) -> Tensor | None:
     if compare is None or compare["expr"] != Call("le", (Arg(0), Arg(1))):
         return None
     keys, last = compare.inputs
-    if compare.output.layout.expand(mask.shape) != mask.layout or _changed_since(b, compare, last):
+    limit = _seen_as(mask.layout, compare.output.layout, last.layout)
+    if limit is None or _changed_since(b, compare, last):
         return None
     if last.dtype is not DType.I64 or last.layout.strides[-1] != 0 or not _counts(b, keys):
         return None
-    return last.view(last.layout.expand(mask.shape).select(3, 0))
+    return last.view(limit.select(3, 0))
+
+
+def _seen_as(view: Layout, made: Layout, operand: Layout) -> Layout | None:
+    """The operand as `view` sees what was `made` of it, element by element; None where its dimensions are not kept whole."""
+    found = {(n, s): step for n, s, step in zip(made.shape, made.strides, operand.strides, strict=True) if n > 1}
+    dims = [(n, 0 if n == 1 else s) for n, s in zip(view.shape, view.strides, strict=True)]
+    last = dims[-1][0] == 1 or dims[-1] == (made.shape[-1], made.strides[-1])
+    if not last or view.offset != made.offset or any(s and (n, s) not in found for n, s in dims):
+        return None
+    return Layout(view.shape, tuple(found[n, s] if s else 0 for n, s in dims), operand.offset)
 
 
 def _counts(b: Builder, x: Tensor) -> bool:
