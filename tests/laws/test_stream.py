@@ -84,7 +84,7 @@ def decoded(kind: str, workers: int, streams: bool, steps: int, start: int) -> t
     with mock.patch("mkc.compiler.render"):  # the interpreter needs no page
         run = interpreted([section], machine(workers, streams=streams), order=Random(workers))
     run(list(state.tensors), steps=[steps])
-    return state.text(start + 1, steps), [c.double() for c in state.caches]
+    return state.told(start + 1, steps), [c.double() for c in state.caches]
 
 
 def exact(kind: str, steps: int, start: int) -> tuple[list[int], list[torch.Tensor]]:
@@ -95,7 +95,7 @@ def exact(kind: str, steps: int, start: int) -> tuple[list[int], list[torch.Tens
     step = _Decode(model.double(), torch.tensor([-1])).eval()
     for _ in range(steps):
         step(*wide.tensors)
-    return wide.text(start + 1, steps), list(wide.caches)
+    return wide.told(start + 1, steps), list(wide.caches)
 
 
 @pytest.mark.parametrize(
