@@ -19,7 +19,6 @@ from mkc.ir.program import Words
 from mkc.ir.target import Target
 from mkc.targets.kernel import Kernel
 
-
 MOST_TOGETHER = 16  # sequences in a step
 Ids = Sequence[int]
 

@@ -21,7 +21,6 @@ from mkc.frontend.convert import Raised, convert
 from mkc.frontend.loading import refuse_beyond_memory
 from mkc.frontend.trace import trace
 
-
 NOBODY = -1  # the token of a row without a sequence
 
 
