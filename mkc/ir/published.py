@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mkc.ir.dtype import DType
 from mkc.ir.graph import Kind, Storage, Tensor
+from mkc.ir.layout import Layout
 from mkc.ir.patterns import Ints, Overlap, Pattern, Patterns
 from mkc.ir.program import Part, Program
 from mkc.ir.refusal import unsound
@@ -71,10 +72,12 @@ def _owned(program: Program, parts: tuple[Part, ...]) -> None:
 
 
 def _is_aligned(tensor: Tensor) -> bool:
-    """Floats count from their storage's first, for words are wider than what they carry."""
-    bf16 = tensor.dtype is DType.BF16 and tensor.layout.offset * tensor.dtype.itemsize % LOAD_BYTES == 0
-    floats = tensor.dtype is DType.F32 and tensor.layout.offset == 0
-    return (bf16 or floats) and tensor.storage.start % LOAD_BYTES == 0 and tensor.layout.is_contiguous
+    """Floats count from their storage's first, for words are wider than what they carry. Rows may be parts of longer ones."""
+    layout = tensor.layout
+    inner = Layout(layout.shape[1:], layout.strides[1:]).is_contiguous and layout.strides[0] * tensor.dtype.itemsize % LOAD_BYTES == 0
+    bf16 = tensor.dtype is DType.BF16 and layout.offset * tensor.dtype.itemsize % LOAD_BYTES == 0 and (inner or layout.is_contiguous)
+    floats = tensor.dtype is DType.F32 and layout.offset == 0 and layout.is_contiguous
+    return (bf16 or floats) and tensor.storage.start % LOAD_BYTES == 0
 
 
 def _by_the_word(program: Program, parts: tuple[Part, ...], patterns: Patterns) -> None:

@@ -13,6 +13,7 @@ from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
 from mkc.ops._streaming import norm, truth
 
+POSITION = 3  # its place among the inputs
 BLOCK = 128  # neighbouring keys that go to one split
 LOG2E = 1.4426950408889634
 
@@ -23,7 +24,19 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
     The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
     binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
+
+    Several sequences stand in a dimension of their own: of B the first of q, k, v, position, caches, cos and sin, and the
+    second of parts [S, B, H, D] and lse [S, B, H].
     """
+    if batch(node) == 1:
+        return _attended(node, ins, ranges[1])
+    tables = len(ins) - 2 * bool(node["rotary"])
+    alone = [x if 6 <= i < tables or i == POSITION else x[0] for i, x in enumerate(ins)]  # a task is of one sequence
+    parts, lse, keys, values = _attended(node, alone, ranges[2])
+    return parts[:, None], lse[:, None], keys[None], values[None]
+
+
+def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, ...]:
     q, k, v, (position,), keys, values, *tables = ins
     gains, angles = (tables[:2], tables[2:]) if _eps(node) else ((None, None), tables)
     q, k = (_turned(_normed(x, gain, _eps(node)), angles) for x, gain in zip((q, k), gains, strict=True))
@@ -31,7 +44,7 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
     scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
-    found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
+    found = [_split(node, scores, values, position, split) for split in range(*range_)]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
     return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
 
@@ -68,23 +81,34 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each head of keys and each split. One of a head's tasks writes the cache, where no other looks."""
-    q, k, v, position, keys, values, *tables = node.inputs
-    heads, count = k.shape[0], splits(node)
-    head, query, split = Split(0), Split(0, each=q.shape[0] // heads), Split(1)
+    """A task for each sequence, head of keys and split. One of a head's tasks writes the cache, where no other looks."""
+    q, k, v, position, keys, values, *rest = node.inputs
+    gains, angles = (rest[:2], rest[2:]) if _eps(node) else ([], rest)
+    heads, count = k.shape[-2], splits(node)
+    several = [Split(0)] if batch(node) > 1 else []
+    first = len(several)
+    head, query, split = Split(first), Split(first, each=q.shape[-2] // heads), Split(first + 1)
     share = 1 / count
-    caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
-    imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
+    caches = [TileMap(cache, (*several, head, None, None), share) for cache in (keys, values)]
+    imaps = [TileMap(q, (*several, query, None)), TileMap(k, (*several, head, None)), TileMap(v, (*several, head, None))]
+    imaps += [TileMap(position, tuple(several) or (None,)), *caches, *map(whole, gains)]
+    imaps += [TileMap(table, (*several, None)) for table in angles]
     parts, lse, *_ = node.outputs
-    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query))]
-    omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
-    grid = (Axis(heads, heads), Axis(count, count))
-    return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
+    omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query))]
+    omaps += [TileMap(cache, (*several, head, None, None), 1 / cache.shape[-2]) for cache in (keys, values)]
+    grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(heads, heads), Axis(count, count))
+    return Tiling(grid, tuple(imaps), tuple(omaps), pinned=True, apart=True)
+
+
+def batch(node: Node) -> int:
+    """B."""
+    q = node.inputs[0]
+    return q.shape[0] if q.layout.rank == 3 else 1
 
 
 def flops(node: Node) -> float:
     q, keys = node.inputs[0], node.inputs[4]
-    return 4.0 * q.shape[0] * keys.shape[1] * q.shape[1]
+    return 4.0 * q.layout.numel * keys.shape[-2]
 
 
 def splits(node: Node) -> int:
@@ -107,19 +131,19 @@ def _scale(node: Node) -> float:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    heads, depth = node.inputs[0].shape
+    *_, heads, depth = node.inputs[0].shape
     return (cpp(Const(_scale(node))), *norm(_eps(node)), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
 
 
 def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
-    (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
+    (heads, depth), kv_heads = node.inputs[0].shape[-2:], node.inputs[1].shape[-2]
     return 10 * (2 * depth + 16) + heads // kv_heads * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
     """The first split has keys at every position; others look at q, k and v only when they have some."""
-    return tiling.imaps if ranges[1] == (0, 1) else ()
+    return tiling.imaps if ranges[-1] == (0, 1) else ()
 
 
 STREAMING = Streaming(arguments, input_bytes, surely=surely)

@@ -1,4 +1,4 @@
-"""y[n] = Expr(sum_k x'[k] w[n, k], ...) for one row x', which is x itself, its RMS norm or merged attention: a stream of weights."""
+"""y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its RMS norm or merged attention: a stream of weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,18 +12,19 @@ from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue
 from mkc.ops._functions import cpp, evaluate
-from mkc.ops._streaming import FRAGMENT_DEPTH, fragments, norm, truth
+from mkc.ops._streaming import FRAGMENT_DEPTH, MOST_TILES, Passage, fragments, norm, passage_of, truth
 from mkc.ops._streaming import TILE_ROWS as ROWS
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; lse [S, H] and position
-    [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
+    """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
+    `eps`; lse [S, H] or [S, B, H] and position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
     operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
 
-    With `best` every so many outputs leave only an entry of [P, 2]: the best of them, and the bits of where it stands.
+    With `best` every so many outputs leave only an entry of [P, 2], or [B, P, 2] of several rows: the best of them, and the
+    bits of where it stands.
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
@@ -31,7 +32,10 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
     sums = [x @ w[lo:hi].T for w in stacked]
     y = np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape)
-    return (_entry(y[0], lo) if best(node) else y,)
+    if not best(node):
+        return (y,)
+    entries = np.stack([_entry(row, lo) for row in y])
+    return (entries if batch(node) > 1 else entries[0],)
 
 
 def _entry(y: Array, first: int) -> Array:
@@ -41,10 +45,10 @@ def _entry(y: Array, first: int) -> Array:
 
 
 def _row(node: Node, ins: Sequence[Array]) -> Array:
-    """x' [1, K]."""
+    """x' [B, K]."""
     x, eps = ins[0], _eps(node)
     if node["merge"]:
-        x = _merged(x, ins[2 if eps else 1])
+        x = _merged(x, ins[2 if eps else 1]).reshape(batch(node), -1)
     if eps:
         x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * ins[1]
     return x
@@ -56,7 +60,7 @@ def _merged(parts: Array, lse: Array) -> Array:
     weights = np.exp2(lse - np.where(np.isneginf(top), 0, top))
     total = weights.sum(axis=0, keepdims=True)
     shares = weights / np.where(total == 0, 1, total)
-    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0).reshape(1, -1)))
+    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0)))
 
 
 def tile(node: Node, target: Target) -> Tiling:
@@ -64,7 +68,8 @@ def tile(node: Node, target: Target) -> Tiling:
     n, unit = _outputs(node), best(node) or (ROWS // 2 if node["gated"] else ROWS)
     axis = Axis(n, -(-n // unit) if best(node) else min(target.workers, -(-n // unit)), unit)
     columns = (None, Split(0))
-    made = (Split(0, share=unit), None) if best(node) else columns
+    entry = (Split(0, share=unit), None)
+    made = columns if not best(node) else (None, *entry) if batch(node) > 1 else entry
     imaps = (
         *map(whole, node.inputs[: first_weight(node)]),
         *(TileMap(w, (None, None), 1 / axis.parts) for w in weights(node)),
@@ -74,7 +79,7 @@ def tile(node: Node, target: Target) -> Tiling:
 
 
 def flops(node: Node) -> float:
-    return sum(2.0 * w.layout.numel for w in weights(node))
+    return batch(node) * sum(2.0 * w.layout.numel for w in weights(node))
 
 
 def weights(node: Node) -> tuple[Tensor, ...]:
@@ -84,13 +89,19 @@ def weights(node: Node) -> tuple[Tensor, ...]:
 
 
 def extras(node: Node) -> tuple[Tensor, ...]:
-    """The epilogue's further operands, [1, N] each."""
+    """The epilogue's further operands, [B, N] each."""
     return node.inputs[first_weight(node) + _count(node) :]
 
 
 def first_weight(node: Node) -> int:
     """How many inputs stand before the weights."""
     return 1 + (_eps(node) > 0) + 2 * bool(node["merge"])
+
+
+def batch(node: Node) -> int:
+    """B."""
+    out = node.output
+    return out.shape[0] if not best(node) or out.layout.rank == 3 else 1
 
 
 def best(node: Node) -> int:
@@ -118,11 +129,23 @@ def _eps(node: Node) -> float:
     return eps
 
 
-def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int]:
-    """The first tile, how many, and how deep they are."""
-    (begin, end), outputs = ranges[0], ROWS // 2 if node["gated"] else ROWS
-    first = begin // outputs
-    return first, -(-end // outputs) - first, fragments(_depth(node))
+def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int, int, int]:
+    """The first tile, how many, how deep they are, and their order."""
+    (begin, end), outputs = ranges[0], _tile_outputs(node)
+    first, passing = begin // outputs, _passing(node)
+    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group
+
+
+def _tile_outputs(node: Node) -> int:
+    return ROWS // 2 if node["gated"] else ROWS
+
+
+def _passing(node: Node) -> Passage:
+    depth = _depth(node)
+    if batch(node) > 1:
+        return passage_of(batch(node), depth, _tile_outputs(node))
+    count = fragments(depth)
+    return Passage(count, count, MOST_TILES, 2 * FRAGMENT_DEPTH * count)
 
 
 def _depth(node: Node) -> int:
@@ -130,16 +153,22 @@ def _depth(node: Node) -> int:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    _, tiles, depth = passage(node, ranges)
-    heads = node.inputs[0].shape[1] if node["merge"] else 0
+    _, tiles, depth, chunk, group = passage(node, ranges)
+    heads = node.inputs[0].shape[-2] if node["merge"] else 0
     numbers = (tiles, depth, _depth(node))
     gated, merge = truth(node["gated"]), str(node["merge"])
-    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads), str(best(node)))
+    several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())
+    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads), str(best(node)), *several)
+
+
+def body(node: Node) -> tuple[str, str] | None:
+    """Several rows have one of their own."""
+    return ("stream_rows", "StreamRows") if batch(node) > 1 else None
 
 
 def input_bytes(node: Node) -> int:
-    """Of shared memory: the row, padded with zeros."""
-    return 2 * FRAGMENT_DEPTH * fragments(_depth(node))
+    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums."""
+    return _passing(node).input_bytes
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
@@ -155,5 +184,5 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely)
+STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely, body=body)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

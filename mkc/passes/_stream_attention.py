@@ -1,4 +1,4 @@
-"""Graph -> Graph. Attention of one position, with the norms, rotations and appends before it, becomes one decode_attention."""
+"""Graph -> Graph. Attention of one position of each sequence, with the norms, rotations and appends before it, becomes one decode_attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
 DEPTHS = (64, 96, 128, 256)
+MOST_SEQUENCES = 16
 MAX_GROUP = 8  # heads of queries that share keys
 MAX_SPLITS = 8  # whoever merges them reads them all
 
@@ -32,19 +33,19 @@ def attend(graph: Graph, target: Target) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What became the queries, or the keys: rows [N, D], perhaps normalised, perhaps turned."""
+    """What became the queries, or the keys: rows [N, D], [B, N, D] of several sequences, perhaps normalised, perhaps turned."""
 
     tensor: Tensor
     gain: Tensor | None
     eps: float
-    angles: tuple[Tensor, ...]  # cos and sin [D]
+    angles: tuple[Tensor, ...]  # cos and sin [D], or [B, D]
     read: tuple[tuple[Tensor, int], ...]  # each tensor and the node that read it
     absorbed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Append:
-    """Where a cache [1, KV, T, D] takes in its row."""
+    """Where a cache [B, KV, T, D] takes in its rows."""
 
     number: int
     position: Tensor
@@ -75,8 +76,8 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
     if not all(appends):
         return None
     first, second = (a for a in appends if a)
-    queries, keys = _rows(uses, q, number), _rows(uses, first.source, first.number)
-    values = _matrix(second.source, v.shape[3])
+    queries, keys = _rows(uses, q, number, q.shape[0]), _rows(uses, first.source, first.number, q.shape[0])
+    values = _heads(second.source, v.shape[3], v.shape[0])
     if queries is None or keys is None or values is None or not _agree(queries, keys):
         return None
     read = (*queries.read, *keys.read, (values, second.number), *((a.position, a.number) for a in (first, second)))
@@ -100,11 +101,11 @@ def _end(uses: Uses, number: int) -> int | None:
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     (batch, heads, rows, depth), groups = q.shape, k.shape[1]
     alike = k.shape == v.shape and all(t.dtype is DType.BF16 for t in (q, k, v))
-    return alike and batch == rows == 1 and depth in DEPTHS and heads % groups == 0 and heads // groups <= MAX_GROUP
+    return alike and batch <= MOST_SEQUENCES and rows == 1 and depth in DEPTHS and heads % groups == 0 and heads // groups <= MAX_GROUP
 
 
 def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
-    """The node that writes one row into the cache, for this reader alone, where the reader's keys end."""
+    """The node that writes one row a sequence into the cache, for this reader alone, where the reader's keys end."""
     writers, readers = uses.writers[cache.storage], uses.readers[cache.storage]
     if cache.storage.kind is not Kind.STATE or len(writers) != 1 or {*readers} != {writers[0], reader}:
         return None
@@ -113,8 +114,8 @@ def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | 
     if node.op != "append" or number > reader or node["dim"] != 2 or node["wraps"]:
         return None
     index, source, whole = node.inputs
-    position = _scalar(index)
-    if position is None or position != _scalar(limit) or not uses.are_still((position,), number, reader):
+    position = _positions(index, cache.shape[0])
+    if position is None or position != _positions(limit, cache.shape[0]) or not uses.are_still((position,), number, reader):
         return None
     plain = _is_whole(whole) and _is_whole(cache) and whole.shape == cache.shape
     return _Append(number, position, source, whole.view(contiguous(whole.shape))) if plain else None
@@ -124,21 +125,22 @@ def _is_whole(tensor: Tensor) -> bool:
     return tensor.layout.is_contiguous and tensor.nbytes == tensor.storage.nbytes
 
 
-def _scalar(tensor: Tensor) -> Tensor | None:
-    """[1] when all elements of the tensor of integers are one."""
-    steps = [s for n, s in zip(tensor.shape, tensor.layout.strides, strict=True) if n > 1]
-    alone = tensor.dtype is DType.I64 and not any(steps)
-    return tensor.view(Layout((1,), (1,), tensor.layout.offset)) if alone else None
+def _positions(tensor: Tensor, batch: int) -> Tensor | None:
+    """[B] when all integers of a sequence, along the tensor's first dimension, are one, and those of sequences neighbours."""
+    first = (batch, 1) if batch > 1 else (1, 0)
+    (n, step), *inner = zip(tensor.shape, tensor.layout.strides, strict=True)
+    alone = tensor.dtype is DType.I64 and (n, step if n > 1 else 0) == first and not any(s for n, s in inner if n > 1)
+    return tensor.view(Layout((batch,), (1,), tensor.layout.offset)) if alone else None
 
 
-def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
+def _rows(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Rows | None:
     depth = tensor.shape[-1]
     absorbed, angles, factor, eps = list[int](), tuple[Tensor, ...](), None, 0.0
     read = list[tuple[Tensor, int]]()
     number = _step(uses, tensor, reader, "rotary")
     if number is not None and uses.nodes[number]["epilogue"] in (Arg(0), ROUNDED):
         tensor, *tables = uses.nodes[number].inputs
-        lines = [line for t in tables if (line := _line(t))]
+        lines = [line for t in tables if (line := _line(t, batch))]
         if len(lines) != 2:
             return None
         angles, reader = tuple(lines), number
@@ -151,7 +153,7 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
             tensor, reader = uses.nodes[cast].inputs[0], cast
-    matrix = _matrix(tensor, depth)
+    matrix = _heads(tensor, depth, batch)
     if matrix is None or matrix.dtype is not DType.BF16 or (factor and factor.shape != (depth,)):
         return None
     return _Rows(matrix, factor, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
@@ -173,16 +175,30 @@ def _matrix(tensor: Tensor, depth: int) -> Tensor | None:
     return tensor.view(layout) if tensor.layout.reshape(layout.shape) in (layout, _single(layout)) else None
 
 
+def _heads(tensor: Tensor, depth: int, batch: int) -> Tensor | None:
+    """As `_matrix`; of several sequences [B, N, depth], each one's rows without gaps."""
+    if batch == 1:
+        return _matrix(tensor, depth)
+    if tensor.shape[0] != batch:
+        return None
+    each = _matrix(tensor.view(tensor.layout.select(0, 0)), depth)
+    return each and each.view(Layout((batch, *each.shape), (tensor.layout.strides[0], depth, 1), tensor.layout.offset))
+
+
 def _single(layout: Layout) -> Layout:
     """As `reshape` gives it when there is one row."""
     return replace(layout, strides=tuple(s if n > 1 else 0 for n, s in zip(layout.shape, layout.strides, strict=True)))
 
 
-def _line(tensor: Tensor) -> Tensor | None:
-    """[D] when all rows of the tensor are the same one."""
+def _line(tensor: Tensor, batch: int) -> Tensor | None:
+    """[D] when all rows of the tensor are the same one; [B, D] when those of each sequence are."""
     *lead, (depth, step) = zip(tensor.shape, tensor.layout.strides, strict=True)
-    same = step == 1 and all(n == 1 or s == 0 for n, s in lead) and tensor.dtype in (DType.BF16, DType.F32)
-    return tensor.view(Layout((depth,), (1,), tensor.layout.offset)) if same else None
+    inner = lead if batch == 1 else lead[1:]
+    same = step == 1 and all(n == 1 or s == 0 for n, s in inner) and tensor.dtype in (DType.BF16, DType.F32)
+    if not same or (batch > 1 and lead[0][0] != batch):
+        return None
+    first = lead[:1] if batch > 1 else []
+    return tensor.view(Layout((*(n for n, _ in first), depth), (*(s for _, s in first), 1), tensor.layout.offset))
 
 
 def _eps(node: Node) -> float:
@@ -197,9 +213,9 @@ def _agree(queries: _Rows, keys: _Rows) -> bool:
 
 
 def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
-    """The streams that take the attention's result as their row, when nobody else reads it."""
+    """The streams that take the attention's result as their rows, when nobody else reads it."""
     readers = uses.readers[chain.out.storage]
-    width = chain.out.layout.numel
+    width = chain.out.layout.numel // chain.out.shape[0]
     private = uses.is_private(chain.out, *readers) and _matrix(chain.out, chain.out.shape[-1]) is not None
     taken = all(_takes(uses.nodes[r], chain.out, width) and uses.are_still((chain.position,), chain.end, r) for r in readers)
     return tuple(readers) if private and taken else ()
@@ -208,16 +224,18 @@ def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
 def _takes(node: Node, out: Tensor, width: int) -> bool:
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1
-    return plain and once and node.inputs[0].storage == out.storage and node.inputs[0].layout.numel == width
+    row = node.inputs[0]
+    return plain and once and row.storage == out.storage and row.layout.numel == out.layout.numel and row.shape[-1] == width
 
 
 def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
-    heads, depth = chain.queries.tensor.shape
-    groups, room = chain.caches[0].shape[1:3]
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // groups))
+    heads, depth = chain.queries.tensor.shape[-2:]
+    batch, groups, room, _ = chain.caches[0].shape
+    several = (batch,) if batch > 1 else ()
+    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (batch * groups)))
     name = chain.out.storage.name
-    parts, lse = _new(f"{name}_parts", (splits, heads, depth), DType.BF16), _new(f"{name}_lse", (splits, heads), DType.F32)
-    caches = tuple(c.view(c.layout.squeeze(0)) for c in chain.caches)
+    parts, lse = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16), _new(f"{name}_lse", (splits, *several, heads), DType.F32)
+    caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
     attrs = dict(scale=node["scale"], eps=chain.queries.eps, rotary=bool(chain.queries.angles), splits=splits)

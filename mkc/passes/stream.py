@@ -1,4 +1,4 @@
-"""Graph -> Graph. Products of one row with weights become streams; norms, gates, neighbours, attention and argmax move in."""
+"""Graph -> Graph. Products of a few rows with weights become streams; norms, gates, neighbours, attention and argmax move in."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import replace
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call, Expr, substitute
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import contiguous
+from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
 from mkc.ops._epilogue import epilogue
 from mkc.ops.rms_norm import gain
@@ -17,6 +17,7 @@ from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 
+MOST_ROWS = 16  # sequences in a step
 WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
 
 
@@ -27,7 +28,7 @@ def stream(graph: Graph, target: Target) -> Graph:
     return _publish(without_dead_nodes(choose(attend(graph, target), target)))
 
 
-# ---- products of one row
+# ---- products of a few rows
 
 
 def _narrow(graph: Graph) -> Graph:
@@ -61,10 +62,10 @@ def _products(graph: Graph) -> Graph:
 
 
 def _is_stream(node: Node) -> bool:
-    """One row of bfloat16 times a parameter, in pieces that vector loads can take."""
+    """A few rows of bfloat16 times a parameter, in pieces that vector loads can take."""
     x, w, *rest = node.inputs
     n, k = w.shape
-    row = x.shape == (1, k) and x.layout.is_contiguous and x.dtype is DType.BF16 and k % 8 == 0
+    row = x.shape[1:] == (k,) and x.shape[0] <= MOST_ROWS and x.layout.is_contiguous and x.dtype is DType.BF16 and k % 8 == 0
     weight = w.storage.kind is Kind.PARAM and w.layout.is_contiguous and w.dtype is DType.BF16 and n % 4 == 0
     result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
     return row and weight and result and all(t.dtype.is_float for t in rest)
@@ -92,18 +93,18 @@ def _norms(graph: Graph) -> Graph:
 
 
 def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
-    """The row x [1, K] and the gain [K] of an RMS norm of one bfloat16 row."""
+    """The rows x [B, K] and the gain [K] of an RMS norm of bfloat16 rows."""
     node = uses.nodes[number]
     x, out = node.inputs[0], node.output
     factor = gain(node)
-    if factor is None or out.layout.numel != out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
+    if factor is None or out.layout.numel > MOST_ROWS * out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
         return None
     cast = uses.maker(x, "elementwise")
     if x.dtype is DType.F32 and cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
         if not uses.are_still(uses.nodes[cast].inputs, cast, number):
             return None
         x = uses.nodes[cast].inputs[0]
-    flat = x.layout.reshape((1, out.shape[-1]))
+    flat = x.layout.reshape((out.layout.numel // out.shape[-1], out.shape[-1]))
     plain = x.dtype is DType.BF16 and x.layout.is_contiguous and x.layout.numel == out.layout.numel
     return (x.view(flat), factor) if flat and plain else None
 
@@ -113,7 +114,8 @@ def _takes(uses: Uses, reader: int, out: Tensor, found: tuple[Tensor, Tensor]) -
     node, (number,) = uses.nodes[reader], uses.writers[out.storage]
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1 and node.inputs[0].storage == out.storage
-    return plain and once and node.inputs[0].layout.numel == out.layout.numel and uses.are_still(found, number, reader)
+    same = node.inputs[0].layout.numel == out.layout.numel and node.inputs[0].shape[-1] == out.shape[-1]
+    return plain and once and same and uses.are_still(found, number, reader)
 
 
 def _normed(node: Node, found: tuple[Tensor, Tensor], eps: Attr) -> Node:
@@ -187,26 +189,43 @@ def _neighbours(graph: Graph) -> Graph:
         if _is_single(node) and not extras(node) and _may_join(uses, node):
             groups[*_row(node), epilogue(node)].append(number)
     changes: dict[int, Node | None] = {}
-    moved: dict[Storage, tuple[Storage, int]] = {}
+    moved: dict[Storage, tuple[Storage, int, int, int]] = {}
     for group in (g for numbers in groups.values() for g in _unbroken(uses, numbers) if len(g) > 1):
         nodes = [graph.nodes[number] for number in group]
         changes |= dict.fromkeys(group)
         changes[group[0]] = joined = _joined(nodes)
         at = 0
         for node in nodes:
-            moved[node.output.storage] = (joined.output.storage, at)
+            moved[node.output.storage] = joined.output.storage, at, node.output.shape[1], joined.output.shape[1]
             at += node.output.shape[1]
 
     def view(t: Tensor) -> Tensor:
-        storage, at = moved.get(t.storage, (t.storage, 0))
-        return Tensor(t.dtype, replace(t.layout, offset=t.layout.offset + at), storage)
+        if t.storage not in moved:
+            return t
+        storage, at, width, total = moved[t.storage]
+        layout = widened(t.layout, width, total)
+        assert layout is not None  # or it would not have joined
+        return Tensor(t.dtype, replace(layout, offset=layout.offset + at), storage)
 
     return rewritten(graph, changes, view)
 
 
 def _may_join(uses: Uses, node: Node) -> bool:
     out = node.output
-    return uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    scratch = uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    nodes = [uses.nodes[number] for number in (*uses.readers[out.storage], *uses.writers[out.storage])]
+    seen = (t for n in nodes for t in (*n.inputs, *n.outputs) if t.storage == out.storage)
+    return scratch and all(widened(t.layout, out.shape[1], out.shape[1]) for t in seen)
+
+
+def widened(layout: Layout, width: int, total: int) -> Layout | None:
+    """The same elements when rows of `width` stand `total` apart; None where a dimension runs on from row to row."""
+    steps = [(n, s) for n, s in zip(layout.shape, layout.strides, strict=True) if n > 1]
+    within = sum(s * (n - 1) for n, s in steps if s < width) + layout.offset % width
+    if within >= width or any(s % width for _, s in steps if s >= width):
+        return None
+    strides = tuple(s // width * total if n > 1 and s >= width else s for n, s in zip(layout.shape, layout.strides, strict=True))
+    return Layout(layout.shape, strides, layout.offset // width * total + layout.offset % width)
 
 
 def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
@@ -222,9 +241,9 @@ def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
 
 def _joined(nodes: Sequence[Node]) -> Node:
     first = nodes[0]
-    total = sum(node.output.shape[1] for node in nodes)
-    storage = Storage(f"{first.output.storage.name}_joined", total * DType.BF16.itemsize, Kind.ARENA)
-    out = Tensor(DType.BF16, contiguous((1, total)), storage)
+    rows, total = first.output.shape[0], sum(node.output.shape[1] for node in nodes)
+    storage = Storage(f"{first.output.storage.name}_joined", rows * total * DType.BF16.itemsize, Kind.ARENA)
+    out = Tensor(DType.BF16, contiguous((rows, total)), storage)
     inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)))
     return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))
 
@@ -246,7 +265,13 @@ def _publish(graph: Graph) -> Graph:
 
 
 def _is_polled(node: Node, tensor: Tensor) -> bool:
-    return node.op in POLLED and tensor.layout.is_contiguous and tensor in POLLED[node.op](node)
+    return node.op in POLLED and _has_whole_rows(tensor) and tensor in POLLED[node.op](node)
+
+
+def _has_whole_rows(tensor: Tensor) -> bool:
+    """Contiguous but for the first dimension, which may be of rows of more than that."""
+    layout = tensor.layout
+    return Layout(layout.shape[1:], layout.strides[1:]).is_contiguous and (layout.is_contiguous or layout.rank > 2)
 
 
 def _stream_words(node: Node) -> tuple[Tensor, ...]:
