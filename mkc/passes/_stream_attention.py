@@ -1,4 +1,4 @@
-"""Graph -> Graph. Attention of one position of each sequence, with the norms, rotations and appends before it, becomes one decode_attention."""
+"""Graph -> Graph. Attention of a position a sequence, with norms, rotations and appends before it, becomes one decode_attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -234,7 +234,8 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     several = (batch,) if batch > 1 else ()
     splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (batch * groups)))
     name = chain.out.storage.name
-    parts, lse = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16), _new(f"{name}_lse", (splits, *several, heads), DType.F32)
+    parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
+    lse = _new(f"{name}_lse", (splits, *several, heads), DType.F32)
     caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)

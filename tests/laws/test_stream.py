@@ -20,8 +20,9 @@ from mkc.ir.builder import Builder
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node
+from mkc.ir.layout import Layout, contiguous
 from mkc.passes.fuse import fuse
-from mkc.passes.stream import stream
+from mkc.passes.stream import stream, widened
 
 transformers = pytest.importorskip("transformers")
 
@@ -202,6 +203,20 @@ def test_a_share_of_a_stream_always_runs_on_the_same_worker(workers: int) -> Non
             assert [owner[t] for t in mine] == [i * workers // len(mine) for i in range(len(mine))]
 
 
+@pytest.mark.parametrize(
+    ("layout", "wide"),
+    [
+        (contiguous((3, 8)), Layout((3, 8), (20, 1))),
+        (Layout((3, 2, 4), (8, 4, 1)), Layout((3, 2, 4), (20, 4, 1))),
+        (Layout((2, 1, 4), (8, 0, 1), 12), Layout((2, 1, 4), (20, 0, 1), 24)),
+        (Layout((6, 4), (4, 1)), None),  # runs on from row to row
+        (Layout((3, 8), (8, 1), 4), None),
+    ],
+)
+def test_views_of_joined_rows_keep_their_elements_or_nothing_is_joined(layout: Layout, wide: Layout | None) -> None:
+    assert widened(layout, 8, 20) == wide
+
+
 # ---- what must not be taken in
 
 
@@ -248,8 +263,9 @@ def test_a_norm_or_a_gate_that_others_read_stays() -> None:
     assert ops_of(SharedGate("ab"), row()) == ["stream_linear1", "stream_linear1"]
 
 
-def test_only_single_rows_of_bfloat16_are_streamed() -> None:
-    assert ops_of(SharedNorm("a"), row(rows=2)) == ["rms_norm", "linear"]
+def test_only_a_few_rows_of_bfloat16_are_streamed() -> None:
+    assert ops_of(SharedNorm("a"), row(rows=16)) == ["rms_norm", "stream_linear1"]
+    assert ops_of(SharedNorm("a"), row(rows=17)) == ["rms_norm", "linear"]
     assert ops_of(SharedNorm("a", torch.float32), row(torch.float32)) == ["rms_norm", "linear"]
 
 

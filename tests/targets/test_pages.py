@@ -70,14 +70,14 @@ def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     return graphs
 
 
-def decoding() -> list[Graph]:
+def decoding(batch: int = 1) -> list[Graph]:
     """A step that streams on sm_90a, where it has a kernel of its own."""
     config = transformers.Qwen3Config(
         vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
     )  # fmt: skip
     model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
-    return [raise_sections(model, make_state(model, 64, 4), (), 4)[1].graph]
+    return [raise_sections(model, make_state(model, 64, 4, batch), (), 4)[1].graph]
 
 
 MADE = {
@@ -88,6 +88,7 @@ MADE = {
     "adder float32": adder(torch.float32),
     "adder bfloat16": adder(torch.bfloat16),
     "decoding bfloat16": decoding,
+    "decoding 3 in bfloat16": lambda: decoding(3),
 }
 
 

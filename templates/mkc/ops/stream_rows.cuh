@@ -6,9 +6,9 @@
 namespace mkc::ops {
 
 enum RowsMeeting : int {  // where rows come in chunks, two of which lie in shared memory; even ones are ready at kInputReady
-  kOddInputReady = 7,
-  kInputTaken = 8,  // compute -> talk: the chunk after the next may take its place
-  kOddInputTaken = 9,
+  kOddInputReady = 10,
+  kInputTaken = 11,  // compute -> talk: the chunk after the next may take its place
+  kOddInputTaken = 12,
 };
 
 // b operands: column 2 b of an mma holds row b at one half of a fragment's depth, column 2 b + 1 at the other. So an mma
@@ -253,9 +253,12 @@ struct StreamRows {
     MKC_UNROLL
     for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(at + w * Most * Batch * 32);
     MKC_UNROLL
-    for (int half = kComputeWarps / 2; half > 0; half /= 2) {
+    for (int count = kComputeWarps / 2; count > 0; count /= 2) {
       MKC_UNROLL
-      for (int i = 0; i < half * 4; ++i) v[i / 4].at[i % 4] += v[i / 4 + half].at[i % 4];
+      for (int w = 0; w < count; ++w) {
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) v[w].at[i] += v[w + count].at[i];
+      }
     }
     MKC_UNROLL
     for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
