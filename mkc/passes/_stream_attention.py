@@ -232,7 +232,7 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     heads, depth = chain.queries.tensor.shape[-2:]
     batch, groups, room, _ = chain.caches[0].shape
     several = (batch,) if batch > 1 else ()
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (batch * groups)))
+    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // (batch * groups)))
     name = chain.out.storage.name
     parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
     lse = _new(f"{name}_lse", (splits, *several, heads), DType.F32)
@@ -250,13 +250,20 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     )
 
 
+def _busy(target: Target, batch: int) -> int:
+    """How many workers are worth having tasks. Half of them read as fast as memory gives, and parts of a batch are long to merge."""
+    return target.workers if batch == 1 else target.workers // 2
+
+
 def _new(name: str, shape: Sequence[int], dtype: DType) -> Tensor:
     layout = contiguous(tuple(shape))
     return Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, Kind.ARENA))
 
 
 def _merging(node: Node, decoding: Node) -> Node:
-    """The stream reads the parts instead of the attention's result."""
+    """The stream reads the parts instead of the attention's result. A part alone is the result."""
     parts, lse, *_ = decoding.outputs
+    if parts.shape[0] == 1:
+        return replace(node, inputs=(parts.view(contiguous(node.inputs[0].shape)), *node.inputs[1:]))
     attrs = tuple((key, parts.shape[0] if key == "merge" else value) for key, value in node.attrs)
     return replace(node, inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]), attrs=attrs)

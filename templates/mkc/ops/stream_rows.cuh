@@ -325,7 +325,7 @@ struct StreamRows {
   // by columns of 8, a few of all rows at a time: brought, scaled by the norm's gain, and laid into shared memory
   template <class Page, int N>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first) {
-    constexpr int kAtOnce = Batch < 8 ? 12 / Batch : 1;
+    constexpr int kAtOnce = Batch < 16 ? 16 / Batch : 1;
     const X x(p[1]);
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns; first += kAtOnce * kTalkThreads) {
@@ -418,7 +418,7 @@ struct StreamRows {
   }
   template <class Page>
   MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p, uint32 to, int begin) {
-    constexpr int kTogether = Merge > 1 ? 2 : 1, kBoth = 4 / kTogether;
+    constexpr int kTogether = 2, kBoth = 2;
     constexpr int kEach = kColumns * Batch;
     const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
     const uint32 bits = use_bits(talk.use);
