@@ -177,6 +177,9 @@ inline unsigned narrowed(float v) {
   std::memcpy(&bits, &v, 4);
   return v != v ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
+inline unsigned products(unsigned a, unsigned b) {  // of each half
+  return narrowed(widened(a >> 16) * widened(b >> 16)) << 16 | narrowed(widened(a & 0xFFFF) * widened(b & 0xFFFF));
+}
 // d = a b, by the fragments of mma.m16n8k16: lane 4 g + t has rows g and g + 8 of a, column g of b, columns 2 t and 2 t + 1 of d
 struct Product {
   float d[4] = {};
@@ -220,6 +223,10 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 template <class T>
 T __shfl_xor_sync(unsigned, T v, int bit) {
   return emulated::of_all(v)[emulated::lane() ^ bit];
+}
+template <class T>
+T __shfl_sync(unsigned, T v, int from) {
+  return emulated::of_all(v)[from];
 }
 inline bool __any_sync(unsigned, bool v) {
   const int* const all = emulated::of_all<int>(v);

@@ -219,8 +219,9 @@ struct StreamRows {
 
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
-  MKC_DEVICE static void ahead(const Talk<Page>& talk, void* const* p, const Range*) {
-    if (Norm && talk.thread() < Depth / 64) fetch_ahead(static_cast<const bf16*>(p[2]) + talk.thread() * 64);
+  MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
+    if (Norm)
+      for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
   }
 
   template <class Page>
@@ -243,6 +244,7 @@ struct StreamRows {
     }
     if constexpr (Best > 0) tell(talk, p[0], r[0].begin / Best, best);
     talk.report(misfit);
+    sync();  // the sums lie where the next task's input goes
   }
 
  private:
@@ -411,7 +413,7 @@ struct StreamRows {
   template <class Page>
   MKC_DEVICE static void count_splits(Talk<Page>& talk, void* const* p) {  // that have keys, in each row
     if (const int row = talk.thread(); row < Batch) {
-      const int64 blocks = talk.position(static_cast<const int64*>(p[3]) + row) / 64 + 1;
+      const int64 blocks = talk.position(static_cast<const int64*>(p[3]) + row) / kKeyBlock + 1;
       store_shared(talk.input + kParts + 4 * row, static_cast<uint32>(blocks < Merge ? blocks : Merge));
     }
     meet(kAmongTalk, kTalkThreads);
