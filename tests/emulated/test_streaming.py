@@ -14,7 +14,7 @@ from mkc.targets import cuda
 
 MODELS |= {
     "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
-    "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8, vocab_size=600),
+    "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8),
 }
 SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 

@@ -327,7 +327,7 @@ struct StreamRows {
   // by columns of 8, a few of all rows at a time: brought, scaled by the norm's gain, and laid into shared memory
   template <class Page, int N>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first) {
-    constexpr int kAtOnce = Batch < 16 ? 16 / Batch : 1;
+    constexpr int kQuads = kNorm ? 8 : 12, kAtOnce = Batch < kQuads ? kQuads / Batch : 1;  // on their way at once
     const X x(p[1]);
     MKC_NO_UNROLL
     for (int first = talk.thread(); first < kColumns; first += kAtOnce * kTalkThreads) {
