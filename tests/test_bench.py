@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import machine
 from typer.testing import CliRunner, Result
 
 import mkc
-from mkc import cache, cli
+from mkc import cache, cli, compiler
 from mkc.bench.tune import search
 from mkc.compiler import Compilation
-from mkc.ir.program import Program
 from mkc.numerics import in_float64, largest, teacher_forced, widened
+from mkc.passes.link import link
 from mkc.targets import cuda, tuning
 from mkc.targets.kernel import Tuning
 
 pytest.importorskip("transformers")
-from mkc.bench import baselines, models, run
+from mkc.bench import baselines, models, planning, run
 from mkc.bench.lean import Lean
 
 TINY = ("bench", "--model", "tiny", "--target", "cpu", "--workers", 1, "--steps", 4, "--repeats", 2)
@@ -247,15 +248,8 @@ def test_a_damaged_tuning_is_ignored(
     assert tuning.recalled(streaming.program, "H200") is None
 
 
-def test_the_first_guess_paces_slots_at_the_rate_of_the_memory(streaming: Compilation) -> None:
-    assert tuning.guessed(with_shares(streaming.program, 4), 4650 / 132, 1.98) == Tuning(4, 783, 1400)
-
-
-def with_shares(program: Program, slots: int) -> Program:
-    assert program.streams is not None
-    records = program.streams.records.copy()
-    records["slots"] = slots
-    return replace(program, streams=replace(program.streams, records=records))
+def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
+    assert tuning.guessed(4650 / 132, 1.98) == Tuning(4, 783, 1400)
 
 
 def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(
@@ -275,3 +269,15 @@ def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(
     wanted = run.Wanted("tiny", "cpu", (20,), 4, 2, "none")
     run._tune(wanted, lm, time.monotonic() + 60, lambda _: None)
     assert kept == [kernel.tuning] == [Tuning(4, 900, 1800)]
+
+
+# ---- planning
+
+
+@pytest.mark.parametrize("prompt", [None, 8])
+def test_the_time_of_every_pass_is_told(prompt: int | None) -> None:
+    seconds, tasks = planning.planning("tiny", prompt, machine(4))
+    assert seconds.keys() == {"trace", *planning.PASSES} - {"stream"}
+    assert all(taken >= 0 for taken in seconds.values())
+    assert tasks > 100
+    assert compiler.link is link  # as before

@@ -1,7 +1,7 @@
 """Lowering -> networkx. Tasks or whole operators as nodes, what must come before what as edges; and the longest way through."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import networkx as nx
 
 from mkc.compiler import Lowering
 from mkc.inspect.text import count, table, time
-from mkc.ir.tasks import Schedule, Tasks
+from mkc.ir.tasks import Schedule, by_node
 from mkc.ir.tiling import Range
 from mkc.passes.schedule import costs
 
@@ -131,15 +131,6 @@ def _between(lowering: Lowering) -> Counter[tuple[int, int]]:
     alike = Counter((task.node, r) for task, r in zip(tasks.tasks, lowering.linked.before, strict=True))
     for (node, ranges), consumers in alike.items():
         for r in ranges:
-            for lo, hi in parts(tasks, r):
-                found[tasks.node_index(lo), node] += (hi - lo) * consumers
+            for producer, (lo, hi) in by_node(tasks.first, r):
+                found[producer, node] += (hi - lo) * consumers
     return Counter({pair: edges for pair, edges in found.items() if pair[0] != pair[1]})
-
-
-def parts(tasks: Tasks, ranges: Range) -> Iterator[Range]:
-    """A range of tasks, cut where one operator's end and the next one's begin."""
-    lo, hi = ranges
-    while lo < hi:
-        stop = min(hi, tasks.first[tasks.node_index(lo) + 1])
-        yield lo, stop
-        lo = stop

@@ -6,10 +6,10 @@ from itertools import product
 
 from mkc.compiler import Compilation, Lowering
 from mkc.errors import OptionError
-from mkc.inspect.taskgraph import owners, parts
+from mkc.inspect.taskgraph import owners
 from mkc.inspect.text import count, size
 from mkc.ir.span import Box, Span
-from mkc.ir.tasks import Access, Tasks, Wait, access
+from mkc.ir.tasks import Access, Tasks, Wait, access, by_node
 from mkc.ir.tiling import Range, TileMap
 
 FEW = 4  # of many alike, so many are shown
@@ -128,7 +128,7 @@ def _signal(lowering: Lowering, task: int) -> str:
 def _conflicts(lowering: Lowering, task: int, ranges: tuple[Range, ...], shift: int) -> Iterator[str]:
     """Producers by operator, with the bytes that they and the task must not touch in another order."""
     tasks = lowering.tasks
-    for lo, hi in (part for r in ranges for part in parts(tasks, r)):
+    for _, (lo, hi) in (part for r in ranges for part in by_node(tasks.first, r)):
         if hi - lo == 1:
             yield f"    {lo + shift} {tasks.name(lo)}"
         else:

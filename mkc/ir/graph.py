@@ -101,6 +101,18 @@ class Node:
     def __contains__(self, key: str) -> bool:
         return any(name == key for name, _ in self.attrs)
 
+    def integer(self, key: str) -> int:
+        """An attribute that is one."""
+        value = self[key]
+        assert isinstance(value, int)
+        return value
+
+    def number(self, key: str) -> float:
+        """An attribute that is a float."""
+        value = self[key]
+        assert isinstance(value, float)
+        return value
+
     @property
     def output(self) -> Tensor:
         """The only output of an operator that has one."""

@@ -5,10 +5,12 @@ A pattern is told from where its tensor lies, so that the layers of a model shar
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mkc.ir.combs import Form, distances
 from mkc.ir.layout import Layout
 from mkc.ir.program import Part, Program, Words
 from mkc.ir.span import Box, Span, span
@@ -46,6 +48,14 @@ class Pattern:
     def spans(self) -> tuple[Span, ...]:
         """Of each box."""
         return tuple(span(self.layout, _box(box), self.itemsize) for box in self.boxes.tolist())
+
+    @cached_property
+    def forms(self) -> dict[Form, Ints]:
+        """The boxes whose spans are alike."""
+        boxes: dict[Form, list[int]] = {}
+        for box, its in enumerate(self.spans):
+            boxes.setdefault(its.form, []).append(box)
+        return {form: np.array(alike) for form, alike in boxes.items()}
 
     @cached_property
     def is_dense(self) -> bool:
@@ -125,14 +135,8 @@ def _overlap(one: Pattern, other: Pattern, shift: int) -> Overlap | None:
 
 def _meeting(one: Pattern, other: Pattern, shift: int) -> NDArray[np.bool_]:
     """Which boxes of the two share a byte, [one, other]. Exact."""
-    starts, stops = other.starts + shift, other.stops + shift
-    near = np.asarray((one.starts[:, None] < stops) & (starts < one.stops[:, None]))
-    if (one.is_dense and other.is_dense) or not near.any():
-        return near
-    if shift == 0 and one.layout == other.layout and one.itemsize == other.itemsize and one.layout.is_injective:
-        lo, hi = one.boxes[:, None, :, 0], one.boxes[:, None, :, 1]
-        return np.asarray(((lo < other.boxes[:, :, 1]) & (other.boxes[:, :, 0] < hi)).all(axis=2))
-    moved = [Span(s.start + shift, s.stop + shift, s.run, s.levels) for s in other.spans]
-    for a, b in np.argwhere(near).tolist():
-        near[a, b] = one.spans[a].meets(moved[b])
-    return near
+    meets = np.zeros((len(one.boxes), len(other.boxes)), np.bool_)
+    for (form, mine), (others_form, theirs) in product(one.forms.items(), other.forms.items()):
+        apart = (other.starts[theirs] + shift) - one.starts[mine][:, None]
+        meets[np.ix_(mine, theirs)] = sum(comb.holds(apart) for comb in distances(form, others_form))
+    return meets

@@ -1,6 +1,7 @@
 """Levels 2 to 4. Who computes which tile, what must come before what, who signals whom, and who runs where."""
 
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mkc.ir.graph import Graph, Kind, Node, Tensor
@@ -75,6 +76,16 @@ class Tasks:
             lines.append(f"{node.name}: {self.first[i + 1] - self.first[i]} tasks")
             lines += [f"  {t} {self.tasks[t]}" for t in range(self.first[i], self.first[i + 1])]
         return "\n".join(lines)
+
+
+def by_node(first: Sequence[int], tasks: Range) -> Iterator[tuple[int, Range]]:
+    """Tasks, cut where another node begins, given the first task of each node and the end of the last."""
+    lo, hi = tasks
+    node = bisect_right(first, lo) - 1
+    while (end := first[node + 1]) < hi:
+        yield node, (lo, end)
+        node, lo = node + 1, end
+    yield node, (lo, hi)
 
 
 def ranges_text(ranges: tuple[Range, ...]) -> str:

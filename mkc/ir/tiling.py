@@ -61,6 +61,13 @@ class TileMap:
 
         return tuple(map(interval, self.dims, self.tensor.shape))
 
+    def moved(self, ranges: tuple[Range, ...]) -> float:
+        """Bytes of the box at a grid point that are really moved."""
+        nbytes = self.touched * self.tensor.dtype.itemsize
+        for lo, hi in self.at(ranges):
+            nbytes *= hi - lo
+        return nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:

@@ -22,9 +22,7 @@ def flops(node: Node) -> float:
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return (*stored(node), cpp(Const(eps)))
+    return (*stored(node), cpp(Const(node.number("eps"))))
 
 
 def as_rows(

@@ -22,7 +22,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     index may count from the end.
     """
     index, source, cache = ins
-    dim, written = _dim(node), cache.copy()
+    dim, written = node.integer("dim"), cache.copy()
     rows = np.where((index < 0) & bool(node["wraps"]), index + cache.shape[dim], index)
     for place in np.ndindex(*index.shape[:-1]):
         for n, row in enumerate(rows[place]):
@@ -34,7 +34,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 def tile(node: Node, target: Target) -> Tiling:
     """The dimensions before the indexed one are shared out; it and those after it stay whole."""
     index, source, cache = node.inputs
-    dim = _dim(node)
+    dim = node.integer("dim")
     grid = cut(target, cache.shape[:dim] or (1,), 2 * source.nbytes, 0)
     dims = tuple(Split(d) if d < dim else None for d in range(cache.layout.rank))
     share = min(1.0, source.layout.numel / cache.layout.numel)
@@ -44,13 +44,7 @@ def tile(node: Node, target: Target) -> Tiling:
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return str(_dim(node)), str(node["wraps"]).lower()
-
-
-def _dim(node: Node) -> int:
-    dim = node["dim"]
-    assert isinstance(dim, int)
-    return dim
+    return str(node.integer("dim")), str(node["wraps"]).lower()
 
 
 OP = Op("append", "Append", tile, reference, arguments)

@@ -23,7 +23,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     """The first of equals; NaN before everything, as numpy has it too. Indices count from their chunk's begin."""
     x, *candidates = ins
     best = np.argmax if node["largest"] else np.argmin
-    chunk = _chunk(node)
+    chunk = node.integer("chunk")
     if not candidates:
         parts = range(0, x.shape[-1], chunk)
         return (np.stack([best(x[..., at : at + chunk], axis=-1) for at in parts], axis=-1),)
@@ -36,7 +36,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 def tile(node: Node, target: Target) -> Tiling:
     """Rows are shared out, and without candidates also the chunks of a row."""
     x, *candidates, y = merged((*node.inputs, node.output), 0, node.output.layout.rank - 1)
-    rows, chunk = y.layout.rank - 1, _chunk(node)
+    rows, chunk = y.layout.rank - 1, node.integer("chunk")
     if candidates:
         check_axes(node, rows)
         grid = cut(target, y.shape[:rows], candidates[0].nbytes, flops(node))
@@ -48,18 +48,12 @@ def tile(node: Node, target: Target) -> Tiling:
     return Tiling(grid, (TileMap(x, (*along, Split(rows))),), (TileMap(y, (*along, Split(rows, chunk))),))
 
 
-def _chunk(node: Node) -> int:
-    chunk = node["chunk"]
-    assert isinstance(chunk, int)
-    return chunk
-
-
 def flops(node: Node) -> float:
     return 4.0 * node.inputs[-1].layout.numel
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return ("fold::maximum" if node["largest"] else "fold::minimum", str(_chunk(node)))
+    return ("fold::maximum" if node["largest"] else "fold::minimum", str(node.integer("chunk")))
 
 
 OP = Op("argmax", "ArgMax", tile, reference, arguments, flops)

@@ -33,7 +33,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     q, k, v, *rest = ins
     k, v = (x.repeat(q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     keys = np.arange(k.shape[2])
-    scores = q @ k.swapaxes(-1, -2) * np.float32(_scale(node))
+    scores = q @ k.swapaxes(-1, -2) * np.float32(node.number("scale"))
     if len(rest) > (parts(node) > 1):
         scores = scores + _penalty(rest[0], keys)
     if parts(node) == 1:
@@ -88,20 +88,12 @@ def flops(node: Node) -> float:
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return cpp(Const(_scale(node))), str(parts(node)), str(BLOCK)
+    return cpp(Const(node.number("scale"))), str(parts(node)), str(BLOCK)
 
 
 def parts(node: Node) -> int:
     """Into how many results the keys are shared out; one is the attention itself."""
-    count = node["parts"]
-    assert isinstance(count, int)
-    return count
-
-
-def _scale(node: Node) -> float:
-    scale = node["scale"]
-    assert isinstance(scale, float)
-    return scale
+    return node.integer("parts")
 
 
 OP = Op("attention", "Attention", tile, reference, arguments, flops)

@@ -15,12 +15,13 @@ from mkc.ops._streaming import norm, truth
 
 POSITION = 3  # its place among the inputs
 BLOCK = 128  # neighbouring keys that go to one split
+LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
-    `rotary`. Gives parts [S, H, D], lse [S, H] and the caches, in which k and v now stand at the position.
+    `rotary`. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand at the position.
 
     The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
     binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
@@ -38,15 +39,18 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
 def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, ...]:
     q, k, v, (position,), keys, values, *tables = ins
-    gains, angles = (tables[:2], tables[2:]) if _eps(node) else ((None, None), tables)
-    q, k = (_turned(_normed(x, gain, _eps(node)), angles) for x, gain in zip((q, k), gains, strict=True))
+    eps = node.number("eps")
+    gains, angles = (tables[:2], tables[2:]) if eps else ((None, None), tables)
+    q, k = (_turned(_normed(x, gain, eps), angles) for x, gain in zip((q, k), gains, strict=True))
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
-    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * np.float32(_scale(node) * LOG2E)
+    scale = np.float32(node.number("scale") * LOG2E)
+    scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * scale
     found = [_split(node, scores, values, position, split) for split in range(*range_)]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
-    return parts.reshape(len(found), *q.shape), lse.reshape(len(found), len(q)), keys, values
+    lse = np.repeat(lse.reshape(len(found), len(q), 1), LINE, axis=2)
+    return parts.reshape(len(found), *q.shape), lse, keys, values
 
 
 def _normed(x: Array, gain: Array | None, eps: float) -> Array:
@@ -83,7 +87,7 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 def tile(node: Node, target: Target) -> Tiling:
     """A task for each sequence, head of keys and split. One of a head's tasks writes the cache, where no other looks."""
     q, k, v, position, keys, values, *rest = node.inputs
-    gains, angles = (rest[:2], rest[2:]) if _eps(node) else ([], rest)
+    gains, angles = (rest[:2], rest[2:]) if node.number("eps") else ([], rest)
     heads, count = k.shape[-2], splits(node)
     several = [Split(0)] if batch(node) > 1 else []
     first = len(several)
@@ -94,7 +98,7 @@ def tile(node: Node, target: Target) -> Tiling:
     imaps += [TileMap(position, tuple(several) or (None,)), *caches, *map(whole, gains)]
     imaps += [TileMap(table, (*several, None)) for table in angles]
     parts, lse, *_ = node.outputs
-    omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query))]
+    omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query, None))]
     omaps += [TileMap(cache, (*several, head, None, None), 1 / cache.shape[-2]) for cache in (keys, values)]
     grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(heads, heads), Axis(count, count))
     return Tiling(grid, tuple(imaps), tuple(omaps), pinned=True, apart=True)
@@ -113,26 +117,13 @@ def flops(node: Node) -> float:
 
 def splits(node: Node) -> int:
     """S: into how many parts the keys are shared out."""
-    count = node["splits"]
-    assert isinstance(count, int)
-    return count
-
-
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
-
-
-def _scale(node: Node) -> float:
-    scale = node["scale"]
-    assert isinstance(scale, float)
-    return scale
+    return node.integer("splits")
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     *_, heads, depth = node.inputs[0].shape
-    return (cpp(Const(_scale(node))), *norm(_eps(node)), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+    scale, eps = node.number("scale"), node.number("eps")
+    return (cpp(Const(scale)), *norm(eps), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
 
 
 def input_bytes(node: Node) -> int:

@@ -18,7 +18,7 @@ from mkc.ops._streaming import TILE_ROWS as ROWS
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
-    `eps`; lse [S, H] or [S, B, H] and position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
+    `eps`; lse [S, H, 16] or [S, B, H, 16] and position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
     operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
@@ -28,7 +28,7 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
-    end = begin + _count(node)
+    end = begin + node.integer("weights")
     x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
     sums = [x @ w[lo:hi].T for w in stacked]
     y = np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape)
@@ -46,9 +46,9 @@ def _entry(y: Array, first: int) -> Array:
 
 def _row(node: Node, ins: Sequence[Array]) -> Array:
     """x' [B, K]."""
-    x, eps = ins[0], _eps(node)
+    x, eps = ins[0], node.number("eps")
     if node["merge"]:
-        x = _merged(x, ins[2 if eps else 1]).reshape(batch(node), -1)
+        x = _merged(x, ins[2 if eps else 1][..., 0]).reshape(batch(node), -1)
     if eps:
         x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * ins[1]
     return x
@@ -85,17 +85,17 @@ def flops(node: Node) -> float:
 def weights(node: Node) -> tuple[Tensor, ...]:
     """W_i [N_i, K]."""
     begin = first_weight(node)
-    return node.inputs[begin : begin + _count(node)]
+    return node.inputs[begin : begin + node.integer("weights")]
 
 
 def extras(node: Node) -> tuple[Tensor, ...]:
     """The epilogue's further operands, [B, N] each."""
-    return node.inputs[first_weight(node) + _count(node) :]
+    return node.inputs[first_weight(node) + node.integer("weights") :]
 
 
 def first_weight(node: Node) -> int:
     """How many inputs stand before the weights."""
-    return 1 + (_eps(node) > 0) + 2 * bool(node["merge"])
+    return 1 + (node.number("eps") > 0) + 2 * bool(node["merge"])
 
 
 def batch(node: Node) -> int:
@@ -106,27 +106,13 @@ def batch(node: Node) -> int:
 
 def best(node: Node) -> int:
     """How many outputs share an entry, a task's; 0 when all are stored."""
-    each = node["best"]
-    assert isinstance(each, int)
-    return each
+    return node.integer("best")
 
 
 def _outputs(node: Node) -> int:
     """N."""
     counts = [w.shape[0] for w in weights(node)]
     return counts[0] if node["gated"] else sum(counts)
-
-
-def _count(node: Node) -> int:
-    count = node["weights"]
-    assert isinstance(count, int)
-    return count
-
-
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
 
 
 def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int, int, int]:
@@ -158,7 +144,7 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     numbers = (tiles, depth, _depth(node))
     gated, merge = truth(node["gated"]), str(node["merge"])
     several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())
-    return (cpp(epilogue(node)), *norm(_eps(node)), *map(str, numbers), gated, merge, str(heads), str(best(node)), *several)
+    return (cpp(epilogue(node)), *norm(node.number("eps")), *map(str, numbers), gated, merge, str(heads), str(best(node)), *several)
 
 
 def body(node: Node) -> tuple[str, str] | None:
@@ -175,7 +161,7 @@ def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileM
     """Of attention's parts only the first, since splits without keys are not looked at."""
     if not node["merge"]:
         return tiling.imaps
-    parts, lse = (node.inputs[i] for i in (0, 1 + (_eps(node) > 0)))
+    parts, lse = (node.inputs[i] for i in (0, 1 + (node.number("eps") > 0)))
     return tuple(whole(_first(m.tensor)) if m.tensor in (parts, lse) else m for m in tiling.imaps)
 
 

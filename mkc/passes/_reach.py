@@ -1,160 +1,95 @@
-"""Tasks -> what is over before each starts, where published words come in: they put nothing but themselves in order.
+"""Tasks -> what is over before each starts. Drops edges that other edges imply."""
 
-Two things are kept apart: what is *complete*, so that its results can be read, and what has been *read*, so that it can be
-overwritten. A poll tells that whoever published has done with its earlier tasks: it counts for the second alone.
-"""
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-
-from mkc.ir.tasks import Tasks
+from mkc.ir.graph import Tensor
+from mkc.ir.tasks import Task, Tasks, access
 from mkc.ir.tiling import Range
-
-Ranges = tuple[Range, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Nodes of which all tasks are over, as bits: the second step's stand above the first's."""
-
-    complete: int = 0
-    read: int = 0
-
-    def __or__(self, other: "Known") -> "Known":
-        return Known(self.complete | other.complete, self.read | other.read)
+from mkc.passes._ledger import Ledger
+from mkc.passes._ranges import Numbering, Ranges, clipped, merged
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Earlier tasks in conflict with one: whose results it needs or replaces, who reads what it overwrites, whom it polls.
+class Done:
+    """What is known to be over: whole nodes, a bit for each, and of other nodes some tasks, a bit for each from the first."""
 
-    Of those it polls some are `sure`, whatever the data are; of these `whole` are nodes all of whose words it looks at.
-    """
-
-    made: Ranges
-    read: Ranges
-    polled: Ranges
-    sure: Ranges
-    whole: Ranges
+    nodes: int = 0
+    tasks: tuple[tuple[int, int], ...] = ()  # (node, bits)
 
 
-@dataclass(slots=True)
 class Reach:
-    """Drops edges that other edges, and the order of the workers' queues, imply."""
+    """What is known to be over before a task starts; drops edges that other edges imply. A second step has nodes of its own."""
 
-    tasks: Tasks
-    workers: int
-    begin: Known = field(default_factory=Known)  # of each task of the step: what was over when it was permitted
-    known: list[Known] = field(default_factory=list)
-    last: dict[int, Known] = field(default_factory=dict)  # by worker: of the pinned task that it was given last
-    of_part: dict[Range, Known] = field(default_factory=dict)
-    behind_node: dict[int, int] = field(default_factory=dict)  # nodes whose tasks all stand before tasks of this one
-    homes: list[frozenset[int]] = field(default_factory=list)  # of pinned nodes: the workers that have tasks
-    newest: dict[int, int] = field(default_factory=dict)  # by worker: the pinned task itself
-    followed: set[int] = field(default_factory=set)  # tasks after which some other surely comes
+    def __init__(self, tasks: Tasks) -> None:
+        self.nodes = Numbering(tasks)
+        self.before: list[Done] = []  # per task
+        self.parts: dict[Range, list[tuple[int, Range]]] = {}  # by node
+        self.by_range: dict[Range, Done] = {}
+        self.by_ranges: dict[Ranges, tuple[Ranges, Done]] = {}
 
-    def reduced(self, found: Found) -> Ranges:
-        """The edges that remain, of which those to be polled need no event."""
-        number = len(self.known)
-        worker = self.worker_of(number)
-        known = self.begin | self.last.get(worker, Known())
-        kept: list[Range] = []
-        for node, part in self._latest_first(found.made):
-            if not known.complete >> node & 1:
+    def edges(self, ledger: Ledger, task: Task, end: int) -> Ranges:
+        """The tasks before `end` that the next task, which is this one, has to wait for."""
+        found = [r for read in task.reads for r in ledger.writers_of(read)]
+        found += [r for write in task.writes for r in (*ledger.writers_of(write), *ledger.readers_of(write))]
+        return self._reduced(clipped(merged(found), 0, end))
+
+    def stop(self, ledger: Ledger, flag: Tensor) -> Ranges:
+        """The tasks after which a flag is settled."""
+        return merged(ledger.writers_of(access(flag, tuple((0, n) for n in flag.shape))))
+
+    def is_over(self, earlier: Range, task: int) -> bool:
+        """True when `task` is known to start after all of these."""
+        return all(self._covers(self.before[task], node, part) for node, part in self._parts(earlier))
+
+    def _reduced(self, ranges: Ranges) -> Ranges:
+        if ranges not in self.by_ranges:
+            self.by_ranges[ranges] = self._reduce(ranges)
+        kept, done = self.by_ranges[ranges]
+        self.before.append(done)
+        return kept
+
+    def _reduce(self, ranges: Ranges) -> tuple[Ranges, Done]:
+        parts = [part for r in ranges for part in self._parts(r)]
+        kept, done = [], Done()
+        for node, part in reversed(parts):  # later nodes imply earlier ones, never the other way round
+            if not self._covers(done, node, part):
                 kept.append(part)
-                known |= self._behind(part) | self._all_of(node, part)
-        for _, part in self._latest_first(found.sure):
-            known |= Known(0, self._behind(part).read)
-        for node, part in self._latest_first(found.whole):
-            known |= Known(0, self._all_of(node, part).read)
-        for node, part in self._latest_first(found.read):
-            if not known.read >> node & 1:
-                kept.append(part)
-                known |= self._behind(part) | self._all_of(node, part)
-        self.known.append(known)
-        self.followed.update(t for part in (*kept, *found.whole) for t in range(*part))
-        if worker >= 0:
-            self.last[worker] = known
-            self.followed.add(self.newest.get(worker, number))
-            self.newest[worker] = number
-            self.followed.discard(number)
-        return merged([*kept, *found.polled])
+                done = self._joined([done, self._behind(node, part)])
+        return merged(kept), done
 
-    def after(self, ranges: Ranges) -> Known:
-        """What is over once these tasks are."""
-        known = Known()
-        for node, part in self._latest_first(ranges):
-            known |= self._behind(part) | self._all_of(node, part)
-        return known
+    def _parts(self, r: Range) -> list[tuple[int, Range]]:
+        if r not in self.parts:
+            self.parts[r] = list(self.nodes.by_node(r))
+        return self.parts[r]
 
-    def leaves(self) -> Ranges:
-        """Tasks of the first step that nobody surely comes after."""
-        return merged((t, t + 1) for t in range(len(self.tasks.tasks)) if t not in self.followed)
+    def _behind(self, node: int, part: Range) -> Done:
+        """What is over when these tasks of a node are."""
+        if part not in self.by_range:
+            before = {id(done): done for done in self.before[slice(*part)]}
+            own = Done(0, ((node, self._bits(node, part)),))
+            self.by_range[part] = self._joined([own, *before.values()])
+        return self.by_range[part]
 
-    def worker_of(self, number: int) -> int:
-        """-1 where it is not known yet."""
-        number %= len(self.tasks.tasks)
-        node = self.tasks.node_index(number)
-        tiling, first = self.tasks.tilings[node], self.tasks.first[node]
-        return (number - first) * self.workers // tiling.size if tiling.pinned else -1
+    def _joined(self, parts: Sequence[Done]) -> Done:
+        nodes, tasks = 0, dict[int, int]()
+        for part in parts:
+            nodes |= part.nodes
+            for node, bits in part.tasks:
+                tasks[node] = tasks.get(node, 0) | bits
+        for node, bits in tasks.items():
+            if bits == self._bits(node, self.nodes.extent(node)):
+                nodes |= 1 << node
+        some = sorted((node, bits) for node, bits in tasks.items() if not nodes >> node & 1)
+        return Done(nodes, tuple(some[-self.REMEMBERED :]))
 
-    def _behind(self, part: Range) -> Known:
-        if part not in self.of_part:
-            known = Known()
-            for number in range(*part):
-                known |= self.known[number]
-            self.of_part[part] = known
-        return self.of_part[part]
+    REMEMBERED = 16  # nodes of which some tasks are over; to forget one costs a wait that others imply, nothing more
 
-    def _all_of(self, node: int, part: Range) -> Known:
-        """The node itself, when the part is all of it, and what stands before it in the queues of its workers."""
-        if part != self.extent(node):
-            return Known()
-        if node not in self.behind_node:
-            self.behind_node[node] = 1 << node | self._before(node)
-        return Known(self.behind_node[node], self.behind_node[node])
+    def _covers(self, done: Done, node: int, part: Range) -> bool:
+        if done.nodes >> node & 1:
+            return True
+        bits = self._bits(node, part)
+        return any(n == node and bits & ~b == 0 for n, b in done.tasks)
 
-    def _before(self, node: int) -> int:
-        home, bits = self._home(node), 0
-        for other in range(node):
-            if self._home(other) and self._home(other) <= home:
-                bits |= 1 << other
-        return bits
-
-    def _home(self, node: int) -> frozenset[int]:
-        if not self.homes:
-            ends = zip(self.tasks.first, self.tasks.first[1:], strict=False)
-            self.homes = [frozenset(self.worker_of(t) for t in range(*end)) - {-1} for end in ends]
-        return self.homes[node % len(self.homes)]
-
-    def _latest_first(self, ranges: Ranges) -> Sequence[tuple[int, Range]]:
-        """Later nodes imply earlier ones, never the other way round."""
-        return [part for r in reversed(ranges) for part in reversed(list(self.by_node(r)))]
-
-    def by_node(self, r: Range) -> Iterable[tuple[int, Range]]:
-        lo, hi = r
-        while lo < hi:
-            step, local = divmod(lo, len(self.tasks.tasks))
-            node = self.tasks.node_index(local) + step * len(self.tasks.graph.nodes)
-            stop = min(hi, self.extent(node)[1])
-            yield node, (lo, stop)
-            lo = stop
-
-    def extent(self, node: int) -> Range:
-        step, local = divmod(node, len(self.tasks.graph.nodes))
-        shift = step * len(self.tasks.tasks)
-        return self.tasks.first[local] + shift, self.tasks.first[local + 1] + shift
-
-
-def merged(ranges: Iterable[Range]) -> Ranges:
-    made: list[Range] = []
-    for lo, hi in sorted(ranges):
-        if made and lo <= made[-1][1]:
-            made[-1] = (made[-1][0], max(hi, made[-1][1]))
-        else:
-            made.append((lo, hi))
-    return tuple(made)
-
-
-def clipped(ranges: Ranges, lo: int, hi: int) -> Ranges:
-    return tuple((max(a, lo), min(b, hi)) for a, b in ranges if a < hi and lo < b)
+    def _bits(self, node: int, part: Range) -> int:
+        return (1 << part[1] - part[0]) - 1 << part[0] - self.nodes.extent(node)[0]

@@ -8,7 +8,7 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
-from mkc.ops.decode_attention import BLOCK
+from mkc.ops.decode_attention import BLOCK, LINE
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
@@ -148,7 +148,7 @@ def _rows(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Rows | None:
         absorbed.append(number)
     number = _step(uses, tensor, reader, "rms_norm")
     if number is not None and (factor := gain(uses.nodes[number])) is not None:
-        tensor, eps, reader = uses.nodes[number].inputs[0], _eps(uses.nodes[number]), number
+        tensor, eps, reader = uses.nodes[number].inputs[0], uses.nodes[number].number("eps"), number
         absorbed.append(number)
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -201,12 +201,6 @@ def _line(tensor: Tensor, batch: int) -> Tensor | None:
     return tensor.view(Layout((*(n for n, _ in first), depth), (*(s for _, s in first), 1), tensor.layout.offset))
 
 
-def _eps(node: Node) -> float:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return eps
-
-
 def _agree(queries: _Rows, keys: _Rows) -> bool:
     """Both are normalised alike, by gains of their own, and turned alike."""
     return queries.eps == keys.eps and queries.angles == keys.angles
@@ -235,7 +229,7 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // (batch * groups)))
     name = chain.out.storage.name
     parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
-    lse = _new(f"{name}_lse", (splits, *several, heads), DType.F32)
+    lse = _new(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
     caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)

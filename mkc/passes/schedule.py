@@ -8,7 +8,6 @@ from math import inf
 from mkc.ir.cost import task_ns
 from mkc.ir.target import Target
 from mkc.ir.tasks import EventGraph, Schedule, Wait
-from mkc.ir.tiling import Range, TileMap
 from mkc.ops import registry
 
 POLICIES = ("static", "dynamic")
@@ -118,17 +117,9 @@ def costs(events: EventGraph, target: Target) -> list[float]:
             share = 1.0
             for (lo, hi), axis in zip(ranges, tiling.grid, strict=True):
                 share *= (hi - lo) / axis.extent
-            nbytes = sum(_moved(m, ranges) for m in (*tiling.imaps, *tiling.omaps))
+            nbytes = sum(m.moved(ranges) for m in (*tiling.imaps, *tiling.omaps))
             times.append(task_ns(target, nbytes, flops * share))
     return times
-
-
-def _moved(tile_map: TileMap, ranges: tuple[Range, ...]) -> float:
-    """Bytes of the box at a grid point that are really moved."""
-    nbytes = tile_map.touched * tile_map.tensor.dtype.itemsize
-    for lo, hi in tile_map.at(ranges):
-        nbytes *= hi - lo
-    return nbytes
 
 
 def _unimplied(events: EventGraph, queues: tuple[tuple[int, ...], ...]) -> tuple[tuple[Wait, ...], ...]:

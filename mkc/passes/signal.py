@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from mkc.ir.graph import Kind, Node
-from mkc.ir.tasks import EventGraph, TaskGraph, Tasks, Wait
+from mkc.ir.tasks import EventGraph, TaskGraph, Tasks, Wait, by_node
 from mkc.ir.tiling import Range
 
 Ranges = tuple[Range, ...]
@@ -54,17 +54,10 @@ class _Published:
         """The ranges, less the tasks that hand on to this one by words alone."""
         consumer = self.tasks.tasks[task].node
         if (consumer, ranges) not in self.known:
-            parts = [(self.tasks.node_index(lo), (lo, hi)) for r in ranges for lo, hi in self._by_node(r)]
+            parts = (found for r in ranges for found in by_node(self.tasks.first, r))
             kept = (part for producer, part in parts if not self._by_words(producer, consumer))
             self.known[consumer, ranges] = _merged(kept)
         return self.known[consumer, ranges]
-
-    def _by_node(self, r: Range) -> Iterable[Range]:
-        lo, hi = r
-        while lo < hi:
-            stop = min(hi, self.tasks.first[self.tasks.node_index(lo) + 1])
-            yield lo, stop
-            lo = stop
 
     def _by_words(self, producer: int, consumer: int) -> bool:
         """True when all that the two nodes conflict about is published words."""

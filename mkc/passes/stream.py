@@ -9,6 +9,8 @@ from mkc.ir.expr import Arg, Call, Expr, substitute
 from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
+from mkc.ir.tiling import Tiling
+from mkc.ops import registry
 from mkc.ops._epilogue import epilogue
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
@@ -22,10 +24,34 @@ WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whate
 
 
 def stream(graph: Graph, target: Target) -> Graph:
+    """The graph with streams in it, or as it is, where they would not move most of its bytes."""
+    streamed = _streamed(graph, target)
+    return streamed if _prevail(streamed, target) else graph
+
+
+def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
     return _publish(without_dead_nodes(choose(attend(graph, target), target)))
+
+
+def _prevail(graph: Graph, target: Target) -> bool:
+    """A worker that streams does little else well: its registers and its shared memory are taken."""
+    streamed = others = 0.0
+    for node in graph.nodes:
+        nbytes = _moved(registry()[node.op].tile(node, target))
+        if registry()[node.op].streaming:
+            streamed += nbytes
+        else:
+            others += nbytes
+    return streamed > others
+
+
+def _moved(tiling: Tiling) -> float:
+    """Bytes that all tasks move, were they all like the first."""
+    first = tuple(axis.at(0) for axis in tiling.grid)
+    return tiling.size * sum(m.moved(first) for m in (*tiling.imaps, *tiling.omaps))
 
 
 # ---- products of a few rows

@@ -368,7 +368,7 @@ class CudaKernel:
         if not self.program.streams:
             return Tuning()
         chip = self._chip
-        guess = tuning.guessed(self.program, chip.bytes_per_ns / chip.sms, chip.ghz)
+        guess = tuning.guessed(chip.bytes_per_ns / chip.sms, chip.ghz)
         return tuning.recalled(self.program, self.gpu) or guess
 
     def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:

@@ -16,6 +16,7 @@ constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40;
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that a warp, and all of them, see at once
+constexpr int kLine = 16;  // words of a line of memory
 constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
 constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
 constexpr uint32 kUnknown = 0xFFFFFFFFu;

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from check.mutations import alias_tensors, drop_wait
 from check.plans import NAMES, Plan, plan
+from graphs import counter, doubled_and_summed
 from laws.orders import by_plan
 from oracle import machine, raised
 from random_graphs.models import RandomModel
@@ -29,23 +30,6 @@ from mkc.ir.tiling import TileMap
 from mkc.passes.encode import encode
 
 
-def chain() -> Graph:
-    """y = W h + h, h = 2 x: h is read whole and by tile."""
-    b = Builder("chain")
-    x, w = b.input("x", (1, 256), DType.F32), b.input("w", (256, 256), DType.F32, Kind.PARAM)
-    h = b.emit("linear", (x, w), (1, 256), DType.F32, epilogue=Call("mul", (Arg(0), Const(2.0))))
-    return b.finish((b.emit("linear", (h, w, h), (1, 256), DType.F32, epilogue=Call("add", (Arg(0), Arg(1)))),))
-
-
-def counter() -> Graph:
-    """Adds one to n until it is 5."""
-    b = Builder("counter")
-    n, stop = b.input("n", (), DType.I64, Kind.STATE), b.input("stop", (), DType.BOOL, Kind.STATE)
-    b.append("elementwise", (n,), (n,), expr=Call("add", (Arg(0), Const(1))))
-    b.append("elementwise", (n,), (stop,), expr=Call("ge", (Arg(0), Const(5))))
-    return b.finish((), loops=True, until=stop)
-
-
 def broken(graph: Graph, table: str, change: Callable[[np.ndarray], object], workers: int = 4, policy: str = "static") -> Program:
     program = compile_graphs([graph], machine(workers), policy).program
     words = getattr(program, table).copy()
@@ -60,7 +44,7 @@ def refusal(program: Program, workers: int = 4) -> str:
 
 
 def test_a_race_shows_both_tasks_what_they_touch_and_their_words() -> None:
-    message = refusal(broken(chain(), "tasks", lambda t: t["waits"].__setitem__(-1, 0)))
+    message = refusal(broken(doubled_and_summed(), "tasks", lambda t: t["waits"].__setitem__(-1, 0)))
     assert message == (
         "nothing puts task 0 before task 7, and they meet in bytes 0 to 256 of the arena:\n"
         "  0 linear_0[0:64, 0:1] writes [0:1, 0:64] of linear0@0:float32[1x256], bytes 0 to 256\n"
@@ -78,11 +62,11 @@ def test_tasks_that_wait_for_each_other_are_named() -> None:
     def swap(queue: np.ndarray) -> None:
         queue[:2] = queue[1::-1].copy()
 
-    assert refusal(broken(chain(), "queue", swap)).startswith("tasks wait for each other in a circle: 4, for 4")
+    assert refusal(broken(doubled_and_summed(), "queue", swap)).startswith("tasks wait for each other in a circle: 4, for 4")
 
 
 def test_a_ticket_that_waits_for_a_later_one_is_refused() -> None:
-    message = refusal(broken(chain(), "queue", lambda q: q.__setitem__([3, 4], q[[4, 3]]), policy="dynamic"))
+    message = refusal(broken(doubled_and_summed(), "queue", lambda q: q.__setitem__([3, 4], q[[4, 3]]), policy="dynamic"))
     assert message.startswith("ticket 3, task 4, waits for task 3, whose ticket is 4")
 
 
@@ -99,13 +83,14 @@ def test_a_ticket_that_waits_for_a_later_one_is_refused() -> None:
     ],
 )
 def test_words_that_point_elsewhere_are_named(table: str, change: Callable[[np.ndarray], object], sentence: str) -> None:
-    assert sentence in refusal(broken(chain(), table, change))
+    assert sentence in refusal(broken(doubled_and_summed(), table, change))
 
 
 def test_a_flag_that_is_read_too_early_is_refused() -> None:
     program = broken(counter(), "sections", lambda s: s["stop_waits"].__setitem__(0, 0), workers=2)
-    message = refusal(replace(program, bounds=np.array([0, 0, 2], np.uint32)), 2)  # worker 0, which decides, has no tasks
-    assert "whether to run another step is read from stop:bool[scalar] while task 1 may yet write it" in message
+    idle = np.array([0, 0, len(program.queue)], np.uint32)  # worker 0, which decides, has no tasks
+    message = refusal(replace(program, queue=np.sort(program.queue), bounds=idle), 2)
+    assert "whether to run another step is read from stop:bool[scalar] while task 3 may yet write it" in message
 
 
 def test_a_counter_that_a_later_step_could_fill_is_refused() -> None:
@@ -141,7 +126,7 @@ def said(program: Program, one: Plan) -> str:
 
 
 def test_more_workers_than_the_target_has_are_refused() -> None:
-    program = compile_graphs([chain()], machine(4)).program
+    program = compile_graphs([doubled_and_summed()], machine(4)).program
     assert "has room for 3 at once" in refusal(program, 3)
 
 
@@ -153,9 +138,9 @@ def test_the_checker_is_on_and_can_be_switched_off(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("mkc.compiler.encode", unsound)
     with pytest.raises(UnsoundPlan):
-        compile_graphs([chain()], machine(4))
+        compile_graphs([doubled_and_summed()], machine(4))
     monkeypatch.setenv("MKC_CHECK", "0")
-    compile_graphs([chain()], machine(4))
+    compile_graphs([doubled_and_summed()], machine(4))
 
 
 # ---- against brute force

@@ -1,7 +1,5 @@
 """link: the order of all pairs of tasks that share a byte, no more and no less."""
 
-from unittest import mock
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,21 +11,18 @@ from mkc.ir.graph import Graph, Node
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.span import span
 from mkc.ir.tasks import Access, Task, TaskGraph, Tasks, access
-from mkc.passes.link import _covered, _Ledger, link
-
-pages = st.sampled_from((4, 16, _Ledger.PAGE))  # bytes; small ones, so that spans lie across several
-
-
-@given(task_lists(loops=False), pages)
-def test_link_orders_what_brute_force_over_bytes_orders(tasks: Tasks, page: int) -> None:
-    with mock.patch.object(_Ledger, "PAGE", page):
-        assert by_link(link(tasks), 1) == by_conflicts(tasks, 1)
+from mkc.passes._ledger import covered
+from mkc.passes.link import link
 
 
-@given(task_lists(loops=True), st.integers(2, 3), pages)
-def test_two_linked_steps_order_every_further_step(tasks: Tasks, steps: int, page: int) -> None:
-    with mock.patch.object(_Ledger, "PAGE", page):
-        assert by_link(link(tasks), steps) == by_conflicts(tasks, steps)
+@given(task_lists(loops=False))
+def test_link_orders_what_brute_force_over_bytes_orders(tasks: Tasks) -> None:
+    assert by_link(link(tasks), 1) == by_conflicts(tasks, 1)
+
+
+@given(task_lists(loops=True), st.integers(2, 3))
+def test_two_linked_steps_order_every_further_step(tasks: Tasks, steps: int) -> None:
+    assert by_link(link(tasks), steps) == by_conflicts(tasks, steps)
 
 
 @given(task_lists(loops=True))
@@ -150,5 +145,6 @@ def test_edges_that_several_others_imply_together_are_dropped() -> None:
 def test_columns_that_fill_a_matrix_together_are_one_run() -> None:
     matrix = Layout((3, 8), (8, 1))
     columns = [span(matrix, ((0, 3), (at, at + 2)), 1) for at in range(0, 8, 2)]
-    assert _covered(columns) == ((0, 24),)
-    assert _covered(columns[1:]) == ()
+    assert {column.levels for column in columns} == {((8, 3),)}
+    assert covered({((8, 3),): [(c.start, c.start + c.run) for c in columns]}) == ((0, 24),)
+    assert covered({((8, 3),): [(c.start, c.start + c.run) for c in columns[1:]]}) == ()

@@ -269,6 +269,16 @@ def test_only_a_few_rows_of_bfloat16_are_streamed() -> None:
     assert ops_of(SharedNorm("a", torch.float32), row(torch.float32)) == ["rms_norm", "linear"]
 
 
+@pytest.mark.parametrize(("rows", "streams"), [(4, True), (400, False)])
+def test_a_graph_streams_where_streams_move_most_of_its_bytes(rows: int, streams: bool) -> None:
+    b = Builder()
+    x, w = b.input("x", (1, 64), DType.BF16), b.input("w", (64, 64), DType.BF16, Kind.PARAM)
+    large = b.input("large", (rows, 64), DType.F32, Kind.STATE)
+    b.append("elementwise", (large,), (large,), expr=Call("neg", (Arg(0),)))
+    graph = b.finish((b.emit("linear", (x, w), (1, 64), DType.BF16, epilogue=Arg(0)),))
+    assert ops(graph) == ["elementwise", "stream_linear1" if streams else "linear"]
+
+
 @pytest.mark.parametrize("changes", [False, True])
 def test_products_of_a_row_that_changes_in_between_stay_apart(changes: bool) -> None:
     b = Builder()
@@ -289,6 +299,6 @@ def test_a_cache_that_others_read_is_left_alone() -> None:
     graph = plain("qwen3")
     append = next(node for node in graph.nodes if node.op == "append")
     flag = next(t for t in graph.inputs if t.dtype is DType.BOOL)
-    peek = Node("peek", "reduce", (append.output,), (flag,))
+    peek = Node("peek", "reduce", (append.output,), (flag,), (("expr", Arg(0)), ("fold", "maximum"), ("epilogue", Arg(0))))
     assert "decode_attention" in ops(graph)
     assert "decode_attention" not in ops(replace(graph, nodes=(*graph.nodes, peek)))

@@ -12,6 +12,7 @@ from oracle import computed, machine
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Graph, Kind
+from mkc.ops.decode_attention import LINE
 
 RNG = np.random.default_rng(0)
 EPS = 1e-3
@@ -38,7 +39,7 @@ def graph(values: Values, splits: int, normed: bool, turned: bool) -> Graph:
         for name in names
     }
     parts = b.input("parts", (splits, *values["q"].shape), DType.BF16, Kind.STATE)
-    lse = b.input("lse", (splits, *values["q"].shape[:-1]), DType.F32, Kind.STATE)
+    lse = b.input("lse", (splits, *values["q"].shape[:-1], LINE), DType.F32, Kind.STATE)
     outputs = (parts, lse, inputs["keys"], inputs["values"])
     attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, rotary=turned, splits=splits)
     b.append("decode_attention", tuple(inputs.values()), outputs, **attrs)
@@ -74,7 +75,7 @@ def agree(values: Values, splits: int, normed: bool, turned: bool) -> None:
     heads, depth = values["q"].shape
     got = computed(graph(values, splits, normed, turned), machine(7, streams=True), values, Random(splits))
     out, keys, cached = expected(values, normed, turned)
-    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads)
+    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads, LINE)[..., 0]
     np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
     for mine, theirs in (("keys", keys), ("values", cached)):
         np.testing.assert_allclose(got[mine].reshape(theirs.shape), theirs, rtol=2**-7, atol=2**-8)
@@ -103,7 +104,7 @@ def test_sequences_attend_to_their_own_keys_up_to_positions_of_their_own(normed:
         alone = {name: x if name in ("q_gain", "k_gain") else x[row] for name, x in values.items()}
         alone["position"] = values["position"][row : row + 1]
         out, keys, cached = expected(alone, normed, turned)
-        parts, lse = got["parts"].reshape(2, 3, 4, 64)[:, row], got["lse"].reshape(2, 3, 4)[:, row]
+        parts, lse = got["parts"].reshape(2, 3, 4, 64)[:, row], got["lse"].reshape(2, 3, 4, LINE)[:, row, :, 0]
         np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
         for mine, theirs in (("keys", keys), ("values", cached)):
             np.testing.assert_allclose(got[mine].reshape(3, *theirs.shape)[row], theirs, rtol=2**-7, atol=2**-8)

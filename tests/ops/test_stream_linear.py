@@ -13,6 +13,7 @@ from mkc.ir.graph import Graph, Kind, Tensor
 from mkc.ir.program import Pack, in_order
 from mkc.ops import _streaming, registry
 from mkc.ops._streaming import MOST_INPUT, passage_of
+from mkc.ops.decode_attention import LINE
 
 RNG = np.random.default_rng(0)
 SUM: Expr = Call("add", (Arg(0), Arg(1)))
@@ -78,7 +79,8 @@ def test_gated_weights_stand_side_by_side(workers: int) -> None:
 def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:
     case = Case(merge=3)
     parts = case.given(rounded(3, 4, 16))
-    lse = case.given(np.array([[3, -200, 0, -np.inf], [1, 5, 0, -np.inf], [-np.inf] * 4], np.float32), DType.F32)
+    lse = np.array([[3, -200, 0, -np.inf], [1, 5, 0, -np.inf], [-np.inf] * 4], np.float32)
+    case.given(np.repeat(lse[..., None], LINE, -1), DType.F32)
     case.given(np.array([70]), DType.I64, Kind.INPUT)
     w = case.given(rounded(8, 64))
     weights = np.exp2(lse - np.array([3, 5, 0, 0], np.float32))
@@ -104,7 +106,8 @@ def test_several_rows_are_each_ones_own_whether_they_fit_or_come_in_chunks(
 def test_parts_of_several_attentions_are_merged_for_each() -> None:
     case = Case(merge=2)
     parts = case.given(rounded(2, 3, 2, 16))
-    lse = case.given(RNG.standard_normal((2, 3, 2), np.float32), DType.F32)
+    lse = RNG.standard_normal((2, 3, 2), np.float32)
+    case.given(np.repeat(lse[..., None], LINE, -1), DType.F32)
     case.given(np.array([70, 0, 64]), DType.I64, Kind.INPUT)
     w = case.given(rounded(8, 32))
     shares = np.exp2(lse) / np.exp2(lse).sum(axis=0)

@@ -369,7 +369,7 @@ struct DecodeAttention {
       for (int i = 0; i < 4; ++i) sum.at[i] *= by;
       const int head = where.split * kBatch * Heads + where.head * kGroup + row;
       store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
-      if (dim == 0) store_word(Lse(p[1]).data + head, word_of(top + log2(total), talk.use));
+      if (dim / 4 < kLine) store_word(Lse(p[1]).data + head * kLine + dim / 4, word_of(top + log2(total), talk.use));
     }
     talk.report(misfit);
   }
@@ -387,7 +387,7 @@ struct DecodeAttention {
     const int head = where.split * kBatch * Heads + where.head * kGroup;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads)
       store_word(Parts(p[0]).data + head * (D / 4) + word, word_of(Four{}, use_bits(talk.use), misfit));
-    if (talk.thread() < kGroup) store_word(Lse(p[1]).data + head + talk.thread(), word_of(kLeast, talk.use));
+    for (int word = talk.thread(); word < kGroup * kLine; word += kTalkThreads) store_word(Lse(p[1]).data + head * kLine + word, word_of(kLeast, talk.use));
   }
 };
 

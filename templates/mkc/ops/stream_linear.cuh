@@ -190,7 +190,7 @@ struct Extras<0, First, Rest...> {
   }
 };
 
-// Operands: y, x, then gain [K] with Norm, lse [S, H] and position when Merge > 0, then extras. When Best > 0, y has an
+// Operands: y, x, then gain [K] with Norm, lse [S, H, kLine] and position when Merge > 0, then extras. When Best > 0, y has an
 // entry for every so many outputs, a task's, which says which of them is the best.
 template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
@@ -417,7 +417,7 @@ struct StreamLinear {
         const int j = i / Splits, s = i % Splits, column = first + j * kTalkThreads;
         if (is_there(j, s)) continue;
         v[j][s] = load_words(parts + (from + s) * (Depth / 4) + 2 * column);
-        level[j][s] = load_word(lse + (from + s) * Heads + column / (Depth / Heads / 8));
+        level[j][s] = load_word(lse + ((from + s) * Heads + column / (Depth / Heads / 8)) * kLine);
       }
       bool all = true;
       MKC_UNROLL

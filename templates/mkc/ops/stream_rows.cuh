@@ -454,7 +454,7 @@ struct StreamRows {
             const int j = i / kTogether, s = i % kTogether;
             const int at = (from + s) * Batch + row[j];
             if (!is_of(v[j][s], bits)) v[j][s] = load_words(parts + at * (Depth / 4) + 2 * column[j]);
-            if (static_cast<uint32>(e[j][s]) != talk.use) e[j][s] = load_word(lse + at * Heads + column[j] / (Depth / Heads / 8));
+            if (static_cast<uint32>(e[j][s]) != talk.use) e[j][s] = load_word(lse + (at * Heads + column[j] / (Depth / Heads / 8)) * kLine);
           }
           MKC_UNROLL
           for (int i = 0; i < kBoth * kTogether; ++i)

@@ -1,0 +1,79 @@
+"""A configuration -> how long each pass takes to plan it: `python -m mkc.bench.planning --model qwen3-8b --prompt 2048 --arch sm_90a`.
+
+On the meta device: no weights are made, nothing is built or run. Without --arch the plan is for this CPU.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+import torch
+
+from mkc import compiler
+from mkc.bench import models
+from mkc.frontend.decoding import make_state, raise_sections
+from mkc.ir.target import Target
+from mkc.targets import cpu, cuda
+
+PASSES = ("fuse", "stream", "place", "tile", "link", "signal", "schedule", "encode", "check", "render")
+
+
+def planning(model: str, prompt: int | None, target: Target) -> tuple[dict[str, float], int]:
+    """Seconds of CPU time by pass, behind tracing and converting; and how many tasks the plan has.
+
+    The section planned reads a prompt of so many tokens in one step, or decodes where `prompt` is None.
+    """
+    seconds: dict[str, float] = {}
+    made = models.make(model, "meta", "bfloat16")
+    length = prompt or 128
+    with torch.no_grad():
+        reading, decoding = _timed("trace", raise_sections, seconds)(made, make_state(made, length + 128, length), (), length)
+    graph = decoding.graph if prompt is None else reading.graph
+    with _passes_timed(seconds):
+        planned = compiler.compile_graphs([graph], replace(target, streams=target.streams and prompt is None))
+    return seconds, len(planned.program.tasks)
+
+
+@contextmanager
+def _passes_timed(seconds: dict[str, float]) -> Iterator[None]:
+    passes = {name: getattr(compiler, name) for name in PASSES}
+    try:
+        for name, function in passes.items():
+            setattr(compiler, name, _timed(name, function, seconds))
+        yield
+    finally:
+        for name, function in passes.items():
+            setattr(compiler, name, function)
+
+
+def _timed(name: str, function: Callable[..., Any], seconds: dict[str, float]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any, **given: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **given)
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.process_time() - start
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mkc.bench.planning", description="Seconds of CPU time by pass.")
+    parser.add_argument("--model", default="qwen3-0.6b", help="a configuration of `mkc bench`, or a Hugging Face folder")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="plan reading so many in one step (default: decoding)")
+    parser.add_argument("--arch", help="of a GPU that need not be here, such as sm_90a (default: this CPU)")
+    parser.add_argument("--workers", type=int)
+    given = parser.parse_args()
+    target = cuda.target(arch=given.arch, workers=given.workers) if given.arch else cpu.target(given.workers)
+    seconds, tasks = planning(given.model, given.prompt, target)
+    times = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("trace", *PASSES) if name in seconds)
+    print(f"{given.model}, {given.prompt or 'no'} prompt, {target.arch}: {tasks} tasks, {sum(seconds.values()):.1f} s: {times}")
+
+
+if __name__ == "__main__":
+    main()
