@@ -84,7 +84,7 @@ def closing(path: str, tool: str, chosen: list[str], options: list[str]) -> Clos
     except subprocess.TimeoutExpired as late:
         said, code = (late.stdout or b"").decode(errors="replace"), -1
     print(said[-6000:])
-    ended = re.findall(r"^.*\d+ (?:passed|failed|error).*$", said, re.MULTILINE)
+    ended = re.findall(r"^(?!=+ \w+ SUMMARY).*\d+ (?:passed|failed|error).*$", said, re.MULTILINE)
     summed = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY:.*$", said, re.MULTILINE)
     tests_said = ended[-1].strip("= ") if ended else f"did not end in {SECONDS} s" if code == -1 else "no tests ran"
     return Closing(tool, tests_said, summed[-1].strip("= ") if summed else "no summary", time.monotonic() - start, code == 0)

@@ -240,9 +240,8 @@ struct DecodeAttention {
     talk.keep_position(position_of(p, r), position);
     talk.compute_may_begin();
     if (where.is_empty()) {
-      publish_nothing(talk, p, where);
-      talk.pass_by();
-      return;
+      talk.pass_by();  // and publish when everyone has read the position
+      return publish_nothing(talk, p, where);
     }
     bring(talk, p, where);
     talk.input_is_ready();
