@@ -203,6 +203,13 @@ def test_a_search_goes_from_one_setting_to_the_next_and_ends_at_the_best() -> No
     assert search(Tuning(4, 0, 1400), 12, measure) == best
 
 
+def test_where_nobody_paces_only_the_delay_is_searched() -> None:
+    tried: list[Tuning] = []
+    search(Tuning(4, 0, 1400), 12, lambda tuning: tried.append(tuning) or 1.0, paced=False)  # type: ignore[func-returns-value]
+    assert {(t.window, t.pace) for t in tried} == {(4, 0)}
+    assert len({t.delay for t in tried}) > 3
+
+
 def test_a_search_without_time_keeps_what_it_has() -> None:
     seconds = iter([2.0, 1.0, None])
     assert search(Tuning(4, 0, 1400), 12, lambda _: next(seconds)) == Tuning(4, 600, 1400)
@@ -249,7 +256,8 @@ def test_a_damaged_tuning_is_ignored(
 
 
 def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
-    assert tuning.guessed(4650 / 132, 1.98) == Tuning(4, 783, 1400)
+    assert tuning.guessed(11, 4650 / 132, 1.98) == Tuning(4, 783, 1400)
+    assert tuning.guessed(3, 10.0, 2.0).window == 3
 
 
 def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(

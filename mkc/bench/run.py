@@ -138,7 +138,7 @@ def _tune(wanted: Wanted, lm: CausalLM, end: float, say: Say) -> None:
         kernel.tuning = tried
         return statistics.median(_seconds(ours, steps, lm.model.device) for _ in range(5))
 
-    kernel.tuning = search(kernel.tuning, streams.ring_slots, measure)
+    kernel.tuning = search(kernel.tuning, streams.ring_slots, measure, streams.paced)
     kernel.keep_tuning()
 
 

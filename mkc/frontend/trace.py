@@ -94,7 +94,22 @@ def trace_graph_module(module: nn.Module, args: Sequence[torch.Tensor]) -> Trace
     mutated = {holders[target]: by_name[name] for name, target in signature.buffers_to_mutate.items()}
     mutated |= {by_name[target]: by_name[name] for name, target in signature.user_inputs_to_mutate.items()}
     outputs = [by_name[name] for name in signature.user_outputs]
+    _drop_empty_parts(graph_module.graph)
     return Traced(graph_module, sources, mutated, tuple(outputs), flat.spec)
+
+
+def _drop_empty_parts(graph: fx.Graph) -> None:
+    """What a `cat` puts side by side has elements: a rotation of the first dims of a head may leave none of them alone."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+        parts = [part for part in node.args[0] if part.meta["val"].numel()]
+        node.args = (parts or node.args[0], *node.args[1:])
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and _is_empty(node.meta.get("val")):
+            graph.erase_node(node)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() == 0
 
 
 def _apart(arguments: Any) -> Any:
@@ -216,6 +231,7 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], st
             raise ModelError(f"an output of kind {out.kind.name} cannot be compiled; run the model for inference")
     spec = program.call_spec.out_spec
     assert spec is not None
+    _drop_empty_parts(graph_module.graph)
     return Traced(graph_module, sources, mutated, tuple(outputs), spec)
 
 

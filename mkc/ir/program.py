@@ -13,7 +13,7 @@ MAX_AXES = 6
 MAX_SECTIONS = 4
 MAX_OPERANDS = 16  # of a task of a streaming program
 EVENT_STRIDE = 16  # uint32 words from one counter to the next
-SLOT_BYTES = 16384  # of a streaming worker's ring, as in worker_sm90.cuh
+SLOT_BYTES = 16384  # of a streaming worker's ring, as in block.cuh
 SLOT_FRAGMENTS = 4  # of each compute warp
 
 TASK = np.dtype(
@@ -141,6 +141,7 @@ class Streams:
     ring_slots: int
     input_bytes: int  # of shared memory that bodies ask for beside the ring
     shared_bytes: int  # of shared memory in all
+    paced: bool = True  # loaders keep to a window and a pace; where there are none, a slot is filled as soon as it is read
 
 
 @dataclass(frozen=True, slots=True)

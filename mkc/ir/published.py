@@ -72,12 +72,18 @@ def _owned(program: Program, parts: tuple[Part, ...]) -> None:
 
 
 def _is_aligned(tensor: Tensor) -> bool:
-    """Floats count from their storage's first, for words are wider than what they carry. Rows may be parts of longer ones."""
+    """Floats count from their storage's first, for words are wider than what they carry. Rows may lie apart."""
     layout = tensor.layout
-    inner = Layout(layout.shape[1:], layout.strides[1:]).is_contiguous and layout.strides[0] * tensor.dtype.itemsize % LOAD_BYTES == 0
-    bf16 = tensor.dtype is DType.BF16 and layout.offset * tensor.dtype.itemsize % LOAD_BYTES == 0 and (inner or layout.is_contiguous)
+    bf16 = tensor.dtype is DType.BF16 and layout.offset * tensor.dtype.itemsize % LOAD_BYTES == 0 and _has_rows(layout)
     floats = tensor.dtype is DType.F32 and layout.offset == 0 and layout.is_contiguous
     return (bf16 or floats) and tensor.storage.start % LOAD_BYTES == 0
+
+
+def _has_rows(layout: Layout) -> bool:
+    """The last dimension has no gaps, and steps of the others are of what is loaded at once, unless there are no gaps at all."""
+    *lead, last = zip(layout.shape, layout.strides, strict=True)
+    even = all(n == 1 or step * DType.BF16.itemsize % LOAD_BYTES == 0 for n, step in lead)
+    return layout.is_contiguous or (last[1] == 1 and even)
 
 
 def _by_the_word(program: Program, parts: tuple[Part, ...], patterns: Patterns) -> None:

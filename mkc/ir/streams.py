@@ -145,7 +145,7 @@ def _tiles(program: Program, part: Part, asked: Streamed, pack: Pack) -> None:
         if first != at or count < 1:
             raise unsound(program, f"the passages of {part.name} do not share out its tiles", part.tasks[0])
         at += count
-    plain = all(w.dtype is DType.BF16 and w.layout.is_contiguous and w.layout.rank == 2 for w in asked.weights)
+    plain = all(w.dtype is DType.BF16 and w.layout.rank == 2 for w in asked.weights)
     same = len({w.shape[1] for w in asked.weights}) == 1 and (not asked.gated or len({w.shape for w in asked.weights}) == 1)
     deep = max(w.shape[-1] for w in asked.weights) <= pack.fragments * FRAGMENT_DEPTH
     deep = deep and 0 < pack.chunk <= pack.fragments and pack.fragments % pack.chunk == 0 and pack.group > 0

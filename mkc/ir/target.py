@@ -18,6 +18,7 @@ class Target:
     event_ns: float  # from a signal to the waiting worker's first instruction
     latency_ns: float = 0.0  # from a load to its value, where lanes wait for what they read; 0: it is brought before
     streams: bool = False  # has workers that stream weights and publish small results, see passes/stream.py
+    bulk_copies: bool = True  # with streams: warps of their own bring weights; else those that multiply copy their share
 
     def __str__(self) -> str:
         return f"{self.name} {self.arch}, {self.workers} workers of {self.lanes} lanes"

@@ -1,22 +1,40 @@
 """What operators that stream their weights share: how deep a tile is, and the template arguments of a norm."""
 
 from dataclasses import dataclass
+from math import lcm
 
 from mkc.ir.expr import Const
+from mkc.ir.graph import Node
 from mkc.ops._functions import cpp
 
 TILE_ROWS = 8  # rows of weights that pass the tensor cores together
 FRAGMENT_DEPTH = 256  # of a tile: 32 for each of 8 compute warps
 SUM_BYTES = 8 * TILE_ROWS * 4  # of a tile and a row: float32 of each compute warp
 BATCHES = (2, 3, 4, 5, 6)  # slots of 4 fragments that compute warps may hold at once
+LONGEST_PERIOD = 80  # fragments that batches take turns in
 
 
 def fragments(depth: int) -> int:
-    """How many fragments deep a tile is, padded so that batches of them make whole tiles, or whole shares of one."""
+    """How many fragments deep a tile is, padded so that batches of them make whole tiles, or whole shares of one.
+
+    Else batches take turns, when not too many make whole tiles together.
+    """
     count = -(-depth // FRAGMENT_DEPTH)
-    while not any(4 * batch % count == 0 or count % (4 * batch) == 0 for batch in BATCHES):
+    while not _is_even(count) and lcm(count, 4) > LONGEST_PERIOD:
         count += 1
     return count
+
+
+def even_fragments(depth: int) -> int:
+    """The same, where batches take no turns."""
+    count = -(-depth // FRAGMENT_DEPTH)
+    while not _is_even(count):
+        count += 1
+    return count
+
+
+def _is_even(count: int) -> bool:
+    return any(4 * batch % count == 0 or count % (4 * batch) == 0 for batch in BATCHES)
 
 
 MOST_INPUT = 104 << 10  # bytes of shared memory that leave room for a ring of weights
@@ -40,7 +58,7 @@ class Passage:
 
 
 def passage_of(batch: int, depth: int, outputs: int) -> Passage:
-    count, group = fragments(depth), rounds(batch, outputs)
+    count, group = even_fragments(depth), rounds(batch, outputs)
     beside = batch * group * SUM_BYTES + 16 * batch  # sums, and of each talking warp a part of every norm
     if (whole := _row_bytes(batch, count)) + beside <= MOST_INPUT:
         return Passage(count, count, group, whole + beside)
@@ -53,9 +71,19 @@ def _row_bytes(batch: int, count: int) -> int:
     return 2 * batch * count * FRAGMENT_DEPTH
 
 
-def norm(eps: float) -> tuple[str, str]:
-    """Epsilon, and whether there is a norm at all."""
-    return cpp(Const(eps)), truth(eps > 0)
+def norm(node: Node) -> tuple[str, str, str]:
+    """Epsilon, what is added to gains, and whether there is a norm at all."""
+    return cpp(Const(epsilon(node))), cpp(Const(offset(node))), truth(epsilon(node) > 0)
+
+
+def epsilon(node: Node) -> float:
+    """0 when there is no norm."""
+    return node.number("eps")
+
+
+def offset(node: Node) -> float:
+    """What is added to the gains of a norm."""
+    return node.number("offset")
 
 
 def truth(value: object) -> str:

@@ -1,6 +1,7 @@
 """softmax(scale q kT + mask) v, a few rows at a time against blocks of keys; the scores never leave a worker."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -9,7 +10,7 @@ from mkc.errors import UnsupportedError
 from mkc.ir.builder import Builder
 from mkc.ir.cost import worthwhile_parts
 from mkc.ir.dtype import Array, DType
-from mkc.ir.expr import Arg, Call, Const
+from mkc.ir.expr import Arg, Call, Const, Expr
 from mkc.ir.graph import Kind, Node, Tensor
 from mkc.ir.layout import Layout, Shape
 from mkc.ir.target import Target
@@ -25,7 +26,8 @@ MANY_KEYS = 512  # below this, one worker reads them sooner than two would meet
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     """q [B, H, S, D], k [B, KVH, T, D], v [B, KVH, T, DV] and at most one limit: a mask [B, H, S, T], boolean or added
-    to the scores, or the last key that each row sees [B, H, S]. A row that sees no key gives zeros, as in torch.
+    to the scores, or the last key that each row sees [B, H, S]; with `window` it sees only so many of those before it. A
+    row that sees no key gives zeros, as in torch.
 
     With `parts` the blocks of keys are dealt out to them in turn, and the last input [P] numbers the parts wanted. The
     result is then [B, H, S, P, DV + 2] for `attention_merge`: sums of values, and the maximum and sum of the weights.
@@ -35,7 +37,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     keys = np.arange(k.shape[2])
     scores = q @ k.swapaxes(-1, -2) * np.float32(node.number("scale"))
     if len(rest) > (parts(node) > 1):
-        scores = scores + _penalty(rest[0], keys)
+        scores = scores + _penalty(rest[0], keys, window(node))
     if parts(node) == 1:
         sums, _, total = _weighted(scores, v)
         return (np.where(total == 0, 0, sums / np.where(total == 0, 1, total)),)
@@ -51,10 +53,11 @@ def _weighted(scores: Array, v: Array) -> tuple[Array, Array, Array]:
         return weights @ v, top, weights.sum(-1, keepdims=True)
 
 
-def _penalty(limit: Array, keys: Array) -> Array:
+def _penalty(limit: Array, keys: Array, window: int) -> Array:
     """What a limit adds to the scores."""
     if limit.ndim == 3:
-        limit = keys <= limit[..., None]
+        last = limit[..., None]
+        limit = (keys <= last) & (keys > last - window) if window else keys <= last
     return np.where(limit, np.float32(0), np.float32(-np.inf)) if limit.dtype == np.bool_ else limit
 
 
@@ -88,7 +91,12 @@ def flops(node: Node) -> float:
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return cpp(Const(node.number("scale"))), str(parts(node)), str(BLOCK)
+    return cpp(Const(node.number("scale"))), str(parts(node)), str(BLOCK), str(window(node))
+
+
+def window(node: Node) -> int:
+    """How many keys a row sees, its last among them; 0 when it sees all."""
+    return node.integer("window")
 
 
 def parts(node: Node) -> int:
@@ -128,18 +136,18 @@ def _attention(
             f"attention of {heads} heads over {k.shape[1]} heads of keys and {v.shape[1]} of values"
         )
     k, v = (x.view(x.layout.expand((batch, *x.shape[1:]))) for x in (k, v))
-    limit = _limit(b, attn_mask, is_causal, (batch, heads, rows, k.shape[2]))
+    limit, window = _limit(b, attn_mask, is_causal, (batch, heads, rows, k.shape[2]))
     inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *limit)
     out = b.new((batch, rows, heads, v.shape[3]), b.dtype, "attention")
     out = out.view(out.layout.permute((0, 2, 1, 3)))
     scale = float(1 / sqrt(depth) if scale is None else scale)
     count = _worthwhile_parts(q, k)
     if count == 1:
-        b.append("attention", inputs, (out,), scale=scale, parts=1)
+        b.append("attention", inputs, (out,), scale=scale, parts=1, window=window)
     else:
         numbers = b.constant(np.arange(count), DType.I32)
         partial = b.new((batch, heads, rows, count, v.shape[3] + 2), DType.F32, "parts")
-        b.append("attention", (*inputs, numbers), (partial,), scale=scale, parts=count)
+        b.append("attention", (*inputs, numbers), (partial,), scale=scale, parts=count, window=window)
         b.append("attention_merge", (partial,), (out,))
     return out.view(out.layout.squeeze(0)) if lead else out
 
@@ -173,33 +181,107 @@ def _unrepeated(b: Builder, x: Tensor) -> Tensor:
     return source.view(source.layout.select(2, 0))
 
 
-def _limit(b: Builder, mask: Tensor | None, is_causal: bool, shape: Shape) -> tuple[Tensor, ...]:
-    """What each row may see. A mask that says `key <= something` is given as that something."""
+def _limit(b: Builder, mask: Tensor | None, is_causal: bool, shape: Shape) -> tuple[tuple[Tensor, ...], int]:
+    """What each row may see, and its window. A mask made by comparing the keys with a last one is given as that one."""
     if is_causal:
         last = b.constant(np.arange(shape[2]), DType.I64)
-        return (last.view(last.layout.expand(shape[:3])),)
+        return (last.view(last.layout.expand(shape[:3])),), 0
     if mask is None:
-        return ()
+        return (), 0
     mask = mask.view(mask.layout.expand(shape))
-    return (_last_key(b, mask) or mask,)
+    seen = _interval(b, mask)
+    if seen is None:
+        return (mask,), 0
+    last, window = seen
+    return (last.view(last.layout.select(3, 0)),), window if window < shape[3] else 0
 
 
-def _last_key(b: Builder, mask: Tensor) -> Tensor | None:
-    """What `mask = key <= last` compares its keys with."""
-    compare = _maker(b, mask)
-    if compare is None or compare["expr"] != Call("le", (Arg(0), Arg(1))):
+def _interval(b: Builder, mask: Tensor) -> tuple[Tensor, int] | None:
+    """`last` and `window` where the mask says `key <= last`, and perhaps `key > last - window`."""
+    bounds = [_bound(b, comparison) for comparison in _conjuncts(b, mask)]
+    lasts = {bound.last for bound in bounds if bound}
+    if len(lasts) != 1 or not all(bounds):
         return None
-    keys, last = compare.inputs
-    limit = _seen_as(mask.layout, compare.output.layout, last.layout)
-    if limit is None or _changed_since(b, compare, last):
+    above = [bound.offset for bound in bounds if bound and not bound.is_lower]
+    below = [bound.offset for bound in bounds if bound and bound.is_lower]
+    if not above or min(above) != 0 or max(below, default=0) > 0:
         return None
-    if last.dtype is not DType.I64 or last.layout.strides[-1] != 0 or not _counts(b, keys):
+    return lasts.pop(), 1 - max(below) if below else 0
+
+
+def _conjuncts(b: Builder, mask: Tensor) -> list[Tensor]:
+    """All that must be true, without what always is."""
+    values = _known(b, mask)
+    if values is not None and values.all():
+        return []
+    match _made(b, mask):
+        case Call("bit_and" | "logical_and", (Arg(0), Arg(1))), (one, other):
+            return [*_conjuncts(b, one), *_conjuncts(b, other)]
+    return [mask]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """key <= last + offset, or key >= last + offset."""
+
+    last: Tensor
+    offset: int
+    is_lower: bool
+
+
+def _bound(b: Builder, comparison: Tensor) -> _Bound | None:
+    match _made(b, comparison):
+        case Call("le" | "lt" | "ge" | "gt" as fn, (Arg(0), Arg(1))), (left, right):
+            one, other = _line(b, left), _line(b, right)
+        case _:
+            return None
+    if one is None or other is None or {one.keys, other.keys} != {0, 1}:
         return None
-    return last.view(limit.select(3, 0))
+    line, key, flipped = (other, one, False) if one.keys else (one, other, True)
+    if line.last is None or key.last is not None:
+        return None
+    is_lower = (fn in ("ge", "gt")) != flipped
+    strict = (1 if is_lower else -1) * (fn in ("lt", "gt"))
+    return _Bound(line.last, line.offset - key.offset + strict, is_lower)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """keys * key + last + offset."""
+
+    keys: int
+    last: Tensor | None
+    offset: int
+
+
+def _line(b: Builder, x: Tensor) -> _Line | None:
+    values = _known(b, x)
+    if values is not None and _counts(values):
+        return _Line(1, None, 0)
+    if values is not None and values.size and (values == values.flat[0]).all():
+        return _Line(0, None, int(values.flat[0]))
+    match _made(b, x):
+        case Call("add" | "sub" as fn, (Arg(0), Const(step))), (line,) if found := _line(b, line):
+            return replace(found, offset=found.offset + (int(step) if fn == "add" else -int(step)))
+    row = x.dtype is DType.I64 and (x.layout.strides[-1] == 0 or x.shape[-1] == 1)
+    return _Line(0, x, 0) if row else None
+
+
+def _made(b: Builder, x: Tensor) -> tuple[Expr, tuple[Tensor, ...]] | None:
+    """The expression that x is, and its operands in the shape of x, which nobody has changed since."""
+    node = _maker(b, x)
+    if node is None or any(_changed_since(b, node, t) for t in node.inputs):
+        return None
+    expr = node["expr"]
+    assert isinstance(expr, Arg | Call | Const)
+    views = [t.view(layout) for t in node.inputs if (layout := _seen_as(x.layout, node.output.layout, t.layout))]
+    return (expr, tuple(views)) if len(views) == len(node.inputs) else None
 
 
 def _seen_as(view: Layout, made: Layout, operand: Layout) -> Layout | None:
     """The operand as `view` sees what was `made` of it, element by element; None where its dimensions are not kept whole."""
+    if made.expand(view.shape) == view:
+        return operand.expand(view.shape)
     found = {(n, s): step for n, s, step in zip(made.shape, made.strides, operand.strides, strict=True) if n > 1}
     dims = [(n, 0 if n == 1 else s) for n, s in zip(view.shape, view.strides, strict=True)]
     last = dims[-1][0] == 1 or dims[-1] == (made.shape[-1], made.strides[-1])
@@ -208,12 +290,9 @@ def _seen_as(view: Layout, made: Layout, operand: Layout) -> Layout | None:
     return Layout(view.shape, tuple(found[n, s] if s else 0 for n, s in dims), operand.offset)
 
 
-def _counts(b: Builder, x: Tensor) -> bool:
-    """True when x[..., i] is i, whatever the other indices."""
-    values = _known(b, x)
-    return values is not None and bool(
-        np.array_equal(values, np.broadcast_to(np.arange(x.shape[-1]), x.shape))
-    )
+def _counts(values: Array) -> bool:
+    """True when values[..., i] is i, whatever the other indices."""
+    return np.array_equal(values, np.broadcast_to(np.arange(values.shape[-1]), values.shape))
 
 
 def _known(b: Builder, x: Tensor) -> Array | None:

@@ -11,23 +11,26 @@ from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
-from mkc.ops._streaming import norm, truth
+from mkc.ops._streaming import epsilon, norm, offset
 
 POSITION = 3  # its place among the inputs
 BLOCK = 128  # neighbouring keys that go to one split
 LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
+MOST_HEADS = 8  # of q in a task: rows of a fragment
 LOG2E = 1.4426950408889634
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [D] if
-    `rotary`. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand at the position.
+    """q [H, D], k and v [KV, D], position [1], caches [KV, T, D]; q_gain and k_gain [D] if `eps`; cos and sin [R] if the
+    first `rotary` = R dims are turned. Gives parts [S, H, D], lse [S, H, LINE] and the caches, in which k and v now stand
+    at the position.
 
-    The keys 0..position are dealt out to S splits in blocks. A part is the mean of its split's values by softmax, lse the
-    binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split without keys gives zeros and -inf.
+    The keys 0..position, or the last `window` of them, are dealt out to S splits in blocks. A part is the mean of its
+    split's values by softmax, lse the binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split
+    without keys gives zeros and -inf. Gains are added to `offset`.
 
     Several sequences stand in a dimension of their own: of B the first of q, k, v, position, caches, cos and sin, and the
-    second of parts [S, B, H, D] and lse [S, B, H].
+    second of parts [S, B, H, D] and lse [S, B, H, LINE].
     """
     if batch(node) == 1:
         return _attended(node, ins, ranges[1])
@@ -39,9 +42,8 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
 def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, ...]:
     q, k, v, (position,), keys, values, *tables = ins
-    eps = node.number("eps")
-    gains, angles = (tables[:2], tables[2:]) if eps else ((None, None), tables)
-    q, k = (_turned(_normed(x, gain, eps), angles) for x, gain in zip((q, k), gains, strict=True))
+    gains, angles = (tables[:2], tables[2:]) if epsilon(node) else ((None, None), tables)
+    q, k = (_turned(_normed(node, x, gain), angles) for x, gain in zip((q, k), gains, strict=True))
     keys, values = keys.copy(), values.copy()
     if 0 <= position < keys.shape[1]:
         keys[:, position], values[:, position] = k, v
@@ -53,18 +55,21 @@ def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, .
     return parts.reshape(len(found), *q.shape), lse, keys, values
 
 
-def _normed(x: Array, gain: Array | None, eps: float) -> Array:
+def _normed(node: Node, x: Array, gain: Array | None) -> Array:
     if gain is None:
         return x
-    return _rounded(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * gain)
+    scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon(node)))
+    return _rounded(x / scale * (gain + offset(node)))
 
 
 def _turned(x: Array, angles: Sequence[Array]) -> Array:
     if not angles:
         return x
     cos, sin = angles
+    x, rest = np.split(x, [len(cos)], axis=-1)
     first, second = np.split(x, 2, axis=-1)
-    return _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    turned = _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    return np.concatenate([turned, rest], axis=-1)
 
 
 def _rounded(x: Array) -> Array:
@@ -74,7 +79,9 @@ def _rounded(x: Array) -> Array:
 def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:
     """[KV, G, D] and [KV, G] of one split's keys."""
     keys = np.arange(scores.shape[-1])
-    mine = (keys <= position) & (keys // BLOCK % splits(node) == split)
+    first = min(position, len(keys)) - node.integer("window") + 1 if node["window"] else 0
+    seen = (first <= keys) & (keys <= position)
+    mine = seen & (keys // BLOCK % splits(node) == split)
     if not mine.any():
         return np.zeros((*scores.shape[:2], values.shape[-1]), np.float32), np.full(scores.shape[:2], -np.inf, np.float32)
     scores = scores[..., mine]
@@ -85,22 +92,24 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each sequence, head of keys and split. One of a head's tasks writes the cache, where no other looks."""
+    """A task for each sequence, each split and at most 8 heads that share keys. One of those writes the cache, where no
+    other looks."""
     q, k, v, position, keys, values, *rest = node.inputs
-    gains, angles = (rest[:2], rest[2:]) if node.number("eps") else ([], rest)
-    heads, count = k.shape[-2], splits(node)
+    gains, angles = (rest[:2], rest[2:]) if epsilon(node) else ([], rest)
+    tasks, count = k.shape[-2] * _shares(node), splits(node)
     several = [Split(0)] if batch(node) > 1 else []
     first = len(several)
-    head, query, split = Split(first), Split(first, each=q.shape[-2] // heads), Split(first + 1)
-    share = 1 / count
+    head, query, split = Split(first, share=_shares(node)), Split(first, each=q.shape[-2] // tasks), Split(first + 1)
+    room = keys.shape[-2]
+    share = min(1.0, (node.integer("window") or room) / room) / count
     caches = [TileMap(cache, (*several, head, None, None), share) for cache in (keys, values)]
     imaps = [TileMap(q, (*several, query, None)), TileMap(k, (*several, head, None)), TileMap(v, (*several, head, None))]
     imaps += [TileMap(position, tuple(several) or (None,)), *caches, *map(whole, gains)]
     imaps += [TileMap(table, (*several, None)) for table in angles]
     parts, lse, *_ = node.outputs
     omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query, None))]
-    omaps += [TileMap(cache, (*several, head, None, None), 1 / cache.shape[-2]) for cache in (keys, values)]
-    grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(heads, heads), Axis(count, count))
+    omaps += [TileMap(cache, (*several, head, None, None), 1 / room) for cache in (keys, values)]
+    grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(tasks, tasks), Axis(count, count))
     return Tiling(grid, tuple(imaps), tuple(omaps), pinned=True, apart=True)
 
 
@@ -108,6 +117,16 @@ def batch(node: Node) -> int:
     """B."""
     q = node.inputs[0]
     return q.shape[0] if q.layout.rank == 3 else 1
+
+
+def shares(heads: int, groups: int) -> int:
+    """How many tasks share the keys of a head, since one has at most 8 heads of q; 0 when those do not come out even."""
+    group = heads // groups
+    return next((n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS), 0)
+
+
+def _shares(node: Node) -> int:
+    return shares(node.inputs[0].shape[-2], node.inputs[1].shape[-2])
 
 
 def flops(node: Node) -> float:
@@ -122,14 +141,15 @@ def splits(node: Node) -> int:
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     *_, heads, depth = node.inputs[0].shape
-    scale, eps = node.number("scale"), node.number("eps")
-    return (cpp(Const(scale)), *norm(eps), truth(node["rotary"]), *map(str, (splits(node), heads, depth)))
+    numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth)
+    return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
 
 
 def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
     (heads, depth), kv_heads = node.inputs[0].shape[-2:], node.inputs[1].shape[-2]
-    return 10 * (2 * depth + 16) + heads // kv_heads * (8 * (4 * depth + 8) + 16)
+    group = heads // kv_heads // _shares(node)
+    return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

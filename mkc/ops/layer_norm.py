@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mkc.ir.builder import Builder
-from mkc.ir.dtype import Array
+from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Const, Expr
 from mkc.ir.graph import Node, Tensor
 from mkc.ops import Op
-from mkc.ops._epilogue import finish
-from mkc.ops._norm import arguments, as_rows, flops, tile
+from mkc.ops._epilogue import epilogue, finish
+from mkc.ops._norm import arguments, as_rows, flops, line, tile
 from mkc.ops.reduce import mean, variance
 
 
@@ -22,6 +22,16 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 
 
 OP = Op("layer_norm", "LayerNorm", tile, reference, arguments, flops, stores=True)
+
+SCALED = Call("mul", (Arg(0), Arg(1)))
+
+
+def parameters(node: Node) -> tuple[Tensor, ...]:
+    """The gain, or gain and shift, [K] each, of a norm that stores bfloat16 and does nothing else; else nothing."""
+    if node.output.dtype is not DType.BF16 or epilogue(node) not in (SCALED, Call("add", (SCALED, Arg(2)))):
+        return ()
+    lines = tuple(row for t in node.inputs[1:] if (row := line(t)))
+    return lines if len(lines) == len(node.inputs) - 1 else ()
 
 
 # ---- claims

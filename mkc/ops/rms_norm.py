@@ -7,12 +7,11 @@ import numpy as np
 from mkc.errors import UnsupportedError
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
-from mkc.ir.expr import Arg, Call, Expr
-from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.layout import Layout
+from mkc.ir.expr import Arg, Call, Const, Expr
+from mkc.ir.graph import Node, Tensor
 from mkc.ops import Op
 from mkc.ops._epilogue import epilogue, finish
-from mkc.ops._norm import arguments, as_rows, flops, tile
+from mkc.ops._norm import arguments, as_rows, flops, line, tile
 from mkc.ops._rms_pattern import recognise
 
 EPSILON = 2.0**-23  # float32's, whatever the input's type: torch takes that of the type it computes in
@@ -27,25 +26,37 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 OP = Op("rms_norm", "RmsNorm", tile, reference, arguments, flops, stores=True)
 
 ROUNDED = Call("to_bfloat16", (Arg(0),))
+TO_FLOAT = Call("to_float32", (Arg(1),))
 
 
-def gain(node: Node) -> Tensor | None:
-    """The gain [K] of a norm that stores bfloat16 and does nothing else: a parameter that repeats along the rows."""
-    if len(node.inputs) != 2 or node.output.dtype is not DType.BF16 or not node["eps"] or not _scales(epilogue(node)):
+def gain(node: Node) -> tuple[Tensor, float] | None:
+    """The gain [K] of a norm that stores bfloat16 and does nothing else, and what is added to it.
+
+    It is a parameter that repeats along the rows.
+    """
+    if len(node.inputs) != 2 or node.output.dtype is not DType.BF16 or not node["eps"]:
         return None
-    factor = node.inputs[1]
-    *lead, last = zip(factor.shape, factor.layout.strides, strict=True)
-    row = last[1] == 1 and all(n == 1 or step == 0 for n, step in lead)
-    plain = row and factor.storage.kind is Kind.PARAM and factor.dtype is DType.BF16
-    return factor.view(Layout(last[:1], (1,), factor.layout.offset)) if plain else None
+    offset, row = _offset(epilogue(node)), line(node.inputs[1])
+    return (row, offset) if row and offset is not None else None
 
 
-def _scales(expr: Expr) -> bool:
-    """The result times operand 1; on the way it may be rounded."""
+def _offset(expr: Expr) -> float | None:
+    """c, where the expression is the result times (operand 1 + c); on the way it may be rounded."""
     match expr:
-        case Call("mul", (a, b)) | Call("to_bfloat16", (Call("mul", (a, b)),)):
-            return Arg(1) in (a, b) and bool({a, b} & {Arg(0), ROUNDED})
-    return False
+        case Call("to_bfloat16", (Call("mul", (a, b)),)) | Call("mul", (a, b)):
+            scales = [other for one, other in ((a, b), (b, a)) if one in (Arg(0), ROUNDED)]
+            return _added(scales[0]) if scales else None
+    return None
+
+
+def _added(expr: Expr) -> float | None:
+    """c, where the expression is operand 1 + c."""
+    match expr:
+        case Arg(1) | Call("to_float32", (Arg(1),)):
+            return 0.0
+        case Call("add", (one, Const(c))) | Call("add", (Const(c), one)) if one in (Arg(1), TO_FLOAT):
+            return float(c)
+    return None
 
 
 # ---- claims

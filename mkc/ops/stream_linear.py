@@ -12,16 +12,28 @@ from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue
 from mkc.ops._functions import cpp, evaluate
-from mkc.ops._streaming import FRAGMENT_DEPTH, MOST_TILES, Passage, fragments, norm, passage_of, truth
+from mkc.ops._streaming import (
+    FRAGMENT_DEPTH,
+    MOST_TILES,
+    Passage,
+    epsilon,
+    fragments,
+    norm,
+    offset,
+    passage_of,
+    truth,
+)
 from mkc.ops._streaming import TILE_ROWS as ROWS
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
-    `eps`; lse [S, H, 16] or [S, B, H, 16] and position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
+    `eps`; shift [K] if `shifted`; lse [S, H, 16] or [S, B, H, 16] and position [B] if `merge`; weights [N_i, K]; then
+    further operands [B, N] of the epilogue.
 
-    With `eps` x' = x / sqrt(mean(x^2) + eps) * gain. The weights are one below the other, and the epilogue's first
-    operand is their product with x'; when `gated`, they are two and lie side by side: its first two operands.
+    With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. The weights are
+    one below the other, and the epilogue's first operand is their product with x'; a further one comes in as many pieces
+    [1, N_i]. When `gated`, they are two and lie side by side: its first two operands.
 
     With `best` every so many outputs leave only an entry of [P, 2], or [B, P, 2] of several rows: the best of them, and the
     bits of where it stands.
@@ -31,7 +43,8 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     end = begin + node.integer("weights")
     x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
     sums = [x @ w[lo:hi].T for w in stacked]
-    y = np.broadcast_to(evaluate(epilogue(node), [*sums, *ins[end:]]), sums[0].shape)
+    others = [np.concatenate(ins[end:], axis=1)[:, lo:hi]] if in_pieces(node) else ins[end:]
+    y = np.broadcast_to(evaluate(epilogue(node), [*sums, *others]), sums[0].shape)
     if not best(node):
         return (y,)
     entries = np.stack([_entry(row, lo) for row in y])
@@ -46,12 +59,14 @@ def _entry(y: Array, first: int) -> Array:
 
 def _row(node: Node, ins: Sequence[Array]) -> Array:
     """x' [B, K]."""
-    x, eps = ins[0], node.number("eps")
+    x, eps = ins[0], epsilon(node)
     if node["merge"]:
-        x = _merged(x, ins[2 if eps else 1][..., 0]).reshape(batch(node), -1)
+        x = _merged(x, ins[first_weight(node) - 2][..., 0]).reshape(batch(node), -1)
     if eps:
-        x = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps)) * ins[1]
-    return x
+        x = x - np.mean(x, axis=-1, keepdims=True) if node["centred"] else x
+        scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
+        x = x / scale * (ins[1] + offset(node))
+    return x + ins[2] if node["shifted"] else x
 
 
 def _merged(parts: Array, lse: Array) -> Array:
@@ -73,7 +88,7 @@ def tile(node: Node, target: Target) -> Tiling:
     imaps = (
         *map(whole, node.inputs[: first_weight(node)]),
         *(TileMap(w, (None, None), 1 / axis.parts) for w in weights(node)),
-        *(TileMap(t, columns) for t in extras(node)),
+        *(replace(whole(t), touched=1 / axis.parts) if in_pieces(node) else TileMap(t, columns) for t in extras(node)),
     )
     return Tiling((axis,), imaps, (TileMap(node.output, made),), pinned=True)
 
@@ -89,13 +104,18 @@ def weights(node: Node) -> tuple[Tensor, ...]:
 
 
 def extras(node: Node) -> tuple[Tensor, ...]:
-    """The epilogue's further operands, [B, N] each."""
+    """The epilogue's further operands, [B, N] each, or the pieces of the only one."""
     return node.inputs[first_weight(node) + node.integer("weights") :]
 
 
 def first_weight(node: Node) -> int:
     """How many inputs stand before the weights."""
-    return 1 + (node.number("eps") > 0) + 2 * bool(node["merge"])
+    return 1 + (epsilon(node) > 0) + bool(node["shifted"]) + 2 * bool(node["merge"])
+
+
+def in_pieces(node: Node) -> bool:
+    """True when the epilogue has one further operand, in as many pieces as there are weights one below the other."""
+    return not node["gated"] and node.integer("weights") > 1 and len(extras(node)) > 0
 
 
 def batch(node: Node) -> int:
@@ -142,9 +162,10 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     _, tiles, depth, chunk, group = passage(node, ranges)
     heads = node.inputs[0].shape[-2] if node["merge"] else 0
     numbers = (tiles, depth, _depth(node))
-    gated, merge = truth(node["gated"]), str(node["merge"])
+    flags = (*(() if batch(node) > 1 else (node["centred"], node["shifted"], in_pieces(node))), node["gated"])
+    merge = map(str, (node["merge"], heads, best(node)))
     several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())
-    return (cpp(epilogue(node)), *norm(node.number("eps")), *map(str, numbers), gated, merge, str(heads), str(best(node)), *several)
+    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *map(truth, flags), *merge, *several)
 
 
 def body(node: Node) -> tuple[str, str] | None:
@@ -161,7 +182,7 @@ def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileM
     """Of attention's parts only the first, since splits without keys are not looked at."""
     if not node["merge"]:
         return tiling.imaps
-    parts, lse = (node.inputs[i] for i in (0, 1 + (node.number("eps") > 0)))
+    parts, lse = node.inputs[0], node.inputs[first_weight(node) - 2]
     return tuple(whole(_first(m.tensor)) if m.tensor in (parts, lse) else m for m in tiling.imaps)
 
 

@@ -1,6 +1,7 @@
 """Calls that only look at a tensor differently: they become layouts, and cost nothing unless strides cannot say them."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from mkc.errors import UnsupportedError
 from mkc.ir.builder import Builder
@@ -97,6 +98,8 @@ def _cat(b: Builder, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         apart = first.layout.unsqueeze(dim)
         shape = (*apart.shape[:dim], len(tensors), *apart.shape[dim + 1 :])
         return b.reshape(first.view(apart.expand(shape)), b.shape)
+    if len(tensors) == 1 and first.dtype is b.dtype:
+        return first
     out = b.new(b.shape, b.dtype, "cat")
     at = 0
     for part in tensors:
@@ -109,6 +112,23 @@ def _stack(b: Builder, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     dim = _dim(tensors[0], dim, 1)
     return _cat(b, [t.view(t.layout.unsqueeze(dim)) for t in tensors], dim)
 
+
+def _repeat(b: Builder, x: Tensor, counts: Sequence[int]) -> Tensor:
+    """All of it over and over, along new dimensions first where there are more counts than dimensions."""
+    shape = (*(1 for _ in counts[x.layout.rank :]), *x.shape)
+    layout = x.layout.expand(shape)
+    for dim in reversed(range(len(shape))):
+        layout = layout.unsqueeze(dim)
+    return b.reshape(x.view(layout.expand(tuple(chain(*zip(counts, shape, strict=True))))), b.shape)
+
+
+def _repeat_interleave(b: Builder, x: Tensor, count: int, dim: int | None = None, **_: object) -> Tensor:
+    """Each slice so many times, one after the other; of all elements in a row where no dimension is named."""
+    flat = x if dim is not None else b.reshape(x, (x.layout.numel,))
+    layout = flat.layout.unsqueeze(_dim(flat, dim or 0) + 1)
+    shape = list(layout.shape)
+    shape[_dim(flat, dim or 0) + 1] = count
+    return b.reshape(flat.view(layout.expand(tuple(shape))), b.shape)
 
 
 CLAIMS: dict[str, Callable[..., object]] = {
@@ -130,5 +150,7 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.chunk.default": _chunk,
     "aten.unbind.int": _unbind,
     "aten.cat.default": _cat,
+    "aten.repeat.default": _repeat,
+    "aten.repeat_interleave.self_int": _repeat_interleave,
     "aten.stack.default": _stack,
 }

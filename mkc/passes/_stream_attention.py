@@ -8,13 +8,14 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
-from mkc.ops.decode_attention import BLOCK, LINE
+from mkc.ops.attention import window
+from mkc.ops.decode_attention import BLOCK, LINE, shares
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
-DEPTHS = (64, 96, 128, 256)
-MOST_SEQUENCES = 16
-MAX_GROUP = 8  # heads of queries that share keys
+UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
+VECTOR = 8  # elements that are read at once
+MOST_SEQUENCES, DEPTHS = 16, (64, 128)  # of several sequences together, and how deep their heads may be
 MAX_SPLITS = 8  # whoever merges them reads them all
 
 
@@ -33,12 +34,14 @@ def attend(graph: Graph, target: Target) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What became the queries, or the keys: rows [N, D], [B, N, D] of several sequences, perhaps normalised, perhaps turned."""
+    """What became the queries, or the keys: rows [N, D], [B, N, D] of several sequences, perhaps normalised, their first R
+    dims perhaps turned."""
 
     tensor: Tensor
     gain: Tensor | None
+    offset: float  # that gains are added to
     eps: float
-    angles: tuple[Tensor, ...]  # cos and sin [D], or [B, D]
+    angles: tuple[Tensor, ...]  # cos and sin [R], or [B, R]
     read: tuple[tuple[Tensor, int], ...]  # each tensor and the node that read it
     absorbed: tuple[int, ...]
 
@@ -85,7 +88,19 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
         return None
     absorbed = (*queries.absorbed, *keys.absorbed, first.number, second.number, number)
     out = uses.nodes[end].output
-    return _Chain(queries, keys, values, (first.cache, second.cache), first.position, out, end, absorbed)
+    chain = _Chain(queries, keys, values, (first.cache, second.cache), first.position, out, end, absorbed)
+    return chain if q.shape[0] == 1 or (window(node) == 0 and _may_go_together(uses, chain)) else None
+
+
+def _may_go_together(uses: Uses, chain: _Chain) -> bool:
+    """Several sequences have heads that are turned whole or not at all, a task for all that share keys, and rows that streams publish."""
+    rows = (chain.queries.tensor, chain.keys.tensor, chain.values)
+    (heads, depth), groups = rows[0].shape[-2:], rows[1].shape[-2]
+    turned = all(t.dtype is DType.BF16 and t.shape[-1] == depth for t in chain.queries.angles)
+    plain = depth in DEPTHS and shares(heads, groups) == 1 and chain.queries.offset == 0.0
+    readers = (*chain.absorbed, *(number for _, number in (*chain.queries.read, *chain.keys.read)))
+    published = all(uses.maker(t, "stream_linear") is not None and uses.is_private(t, *readers) for t in rows)
+    return plain and turned and published
 
 
 def _end(uses: Uses, number: int) -> int | None:
@@ -101,7 +116,8 @@ def _end(uses: Uses, number: int) -> int | None:
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     (batch, heads, rows, depth), groups = q.shape, k.shape[1]
     alike = k.shape == v.shape and all(t.dtype is DType.BF16 for t in (q, k, v))
-    return alike and batch <= MOST_SEQUENCES and rows == 1 and depth in DEPTHS and heads % groups == 0 and heads // groups <= MAX_GROUP
+    fits = batch <= MOST_SEQUENCES and rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
+    return alike and fits and heads % groups == 0 and shares(heads, groups) > 0
 
 
 def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
@@ -127,28 +143,28 @@ def _is_whole(tensor: Tensor) -> bool:
 
 def _positions(tensor: Tensor, batch: int) -> Tensor | None:
     """[B] when all integers of a sequence, along the tensor's first dimension, are one, and those of sequences neighbours."""
-    first = (batch, 1) if batch > 1 else (1, 0)
-    (n, step), *inner = zip(tensor.shape, tensor.layout.strides, strict=True)
-    alone = tensor.dtype is DType.I64 and (n, step if n > 1 else 0) == first and not any(s for n, s in inner if n > 1)
+    steps = [s for n, s in zip(tensor.shape, tensor.layout.strides, strict=True) if n > 1]
+    if batch > 1:
+        neighbours = tensor.shape[0] == batch and steps[0] == 1
+        steps = steps[1:] if neighbours else [1]
+    alone = tensor.dtype is DType.I64 and not any(steps)
     return tensor.view(Layout((batch,), (1,), tensor.layout.offset)) if alone else None
 
 
 def _rows(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Rows | None:
-    depth = tensor.shape[-1]
-    absorbed, angles, factor, eps = list[int](), tuple[Tensor, ...](), None, 0.0
+    depth, absorbed, angles = tensor.shape[-1], list[int](), tuple[Tensor, ...]()
+    factor, offset, eps = None, 0.0, 0.0
     read = list[tuple[Tensor, int]]()
-    number = _step(uses, tensor, reader, "rotary")
-    if number is not None and uses.nodes[number]["epilogue"] in (Arg(0), ROUNDED):
-        tensor, *tables = uses.nodes[number].inputs
-        lines = [line for t in tables if (line := _line(t, batch))]
-        if len(lines) != 2:
-            return None
-        angles, reader = tuple(lines), number
-        read += [(line, number) for line in lines]
-        absorbed.append(number)
+    turning = _turning(uses, tensor, reader, batch)
+    if turning:
+        tensor, angles, reader = turning.source, turning.angles, turning.numbers[0]
+        read += [(line, turning.numbers[-1]) for line in angles]
+        absorbed += turning.numbers
     number = _step(uses, tensor, reader, "rms_norm")
-    if number is not None and (factor := gain(uses.nodes[number])) is not None:
-        tensor, eps, reader = uses.nodes[number].inputs[0], uses.nodes[number].number("eps"), number
+    scaled = gain(uses.nodes[number]) if number is not None else None
+    if number is not None and scaled:
+        (factor, offset), tensor, reader = scaled, uses.nodes[number].inputs[0], number
+        eps = uses.nodes[number].number("eps")
         absorbed.append(number)
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -156,7 +172,61 @@ def _rows(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Rows | None:
     matrix = _heads(tensor, depth, batch)
     if matrix is None or matrix.dtype is not DType.BF16 or (factor and factor.shape != (depth,)):
         return None
-    return _Rows(matrix, factor, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
+    return _Rows(matrix, factor, offset, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turning:
+    """The rotation of a row's first dims, all or some: what it reads, and the nodes that do it, the first reader first."""
+
+    source: Tensor
+    angles: tuple[Tensor, ...]
+    numbers: tuple[int, ...]
+
+
+def _turning(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Turning | None:
+    number = _step(uses, tensor, reader, "rotary")
+    if number is not None and (lines := _lines(uses.nodes[number], batch)):
+        return _Turning(uses.nodes[number].inputs[0], lines, (number,))
+    return _turning_of_some(uses, tensor, reader) if batch == 1 else None
+
+
+def _turning_of_some(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
+    """Two nodes fill the tensor: one turns the first dims of a source, and one copies those that follow."""
+    writers = uses.writers[tensor.storage]
+    if len(writers) != 2 or not uses.is_private(tensor, reader) or {uses.nodes[w].op for w in writers} != {"rotary", "elementwise"}:
+        return None
+    turns, copies = sorted(writers, key=lambda w: uses.nodes[w].op != "rotary")
+    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns], 1)
+    if not lines or copied["expr"] != Arg(0) or len(copied.inputs) != 1:
+        return None
+    source = _side_by_side(turned.inputs[0], copied.inputs[0])
+    made = _side_by_side(turned.output, copied.output)
+    alike = source and made and source.shape == made.shape and source.dtype is made.dtype is DType.BF16
+    whole = made and _matrix(made, made.shape[-1]) == _matrix(tensor, tensor.shape[-1]) and made.layout.numel == tensor.layout.numel
+    still = source and uses.are_still((source,), min(turns, copies), max(turns, copies))
+    return _Turning(source, lines, (min(turns, copies), max(turns, copies))) if source and alike and whole and still else None
+
+
+def _side_by_side(first: Tensor, then: Tensor) -> Tensor | None:
+    """The tensor whose last dimension is that of the first, and then that of the other."""
+    (*lead, turned), steps = first.shape, first.layout.strides
+    alike = then.storage == first.storage and then.dtype is first.dtype and then.shape[:-1] == first.shape[:-1]
+    same = all(n == 1 or s == t for n, s, t in zip(first.shape, steps, then.layout.strides, strict=True))
+    follows = steps[-1] == 1 and then.layout.offset == first.layout.offset + turned
+    layout = Layout((*lead, turned + then.shape[-1]), steps, first.layout.offset)
+    return first.view(layout) if alike and same and follows else None
+
+
+def _lines(rotary: Node, batch: int) -> tuple[Tensor, ...]:
+    """cos and sin [R], or [B, R], of a rotation that does nothing else, and turns all rows of a sequence alike; else nothing."""
+    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t, batch)) and _is_aligned(line.layout))
+    alike = len(lines) == 2 and lines[0].dtype is lines[1].dtype and lines[0].shape[-1] % UNIT == 0
+    return lines if alike and rotary["epilogue"] in (Arg(0), ROUNDED) else ()
+
+
+def _is_aligned(layout: Layout) -> bool:
+    return not any(n % VECTOR for n in (layout.offset, *layout.strides[:-1]))
 
 
 def _step(uses: Uses, tensor: Tensor, reader: int, op: str) -> int | None:
@@ -170,24 +240,26 @@ def _step(uses: Uses, tensor: Tensor, reader: int, op: str) -> int | None:
 
 
 def _matrix(tensor: Tensor, depth: int) -> Tensor | None:
-    """The tensor as [N, depth], when its rows follow each other without gaps."""
-    layout = Layout((tensor.layout.numel // depth, depth), (depth, 1), tensor.layout.offset)
-    return tensor.view(layout) if tensor.layout.reshape(layout.shape) in (layout, _single(layout)) else None
+    """The tensor as [N, depth], when its rows lie one like the other, where vectors can be read."""
+    rows = tensor.layout.numel // depth
+    layout = tensor.layout.reshape((rows, depth))
+    if layout is None or layout.strides[1] != 1:
+        return None
+    layout = replace(layout, strides=(layout.strides[0] if rows > 1 else depth, 1))
+    return tensor.view(layout) if not any(n % VECTOR for n in (layout.offset, *layout.strides[:1], depth)) else None
 
 
 def _heads(tensor: Tensor, depth: int, batch: int) -> Tensor | None:
     """As `_matrix`; of several sequences [B, N, depth], each one's rows without gaps."""
     if batch == 1:
         return _matrix(tensor, depth)
-    if tensor.shape[0] != batch:
+    step = tensor.layout.strides[0]
+    if tensor.shape[0] != batch or step % VECTOR:
         return None
     each = _matrix(tensor.view(tensor.layout.select(0, 0)), depth)
-    return each and each.view(Layout((batch, *each.shape), (tensor.layout.strides[0], depth, 1), tensor.layout.offset))
-
-
-def _single(layout: Layout) -> Layout:
-    """As `reshape` gives it when there is one row."""
-    return replace(layout, strides=tuple(s if n > 1 else 0 for n, s in zip(layout.shape, layout.strides, strict=True)))
+    if each is None or not each.layout.is_contiguous:
+        return None
+    return each.view(Layout((batch, *each.shape), (step, depth, 1), tensor.layout.offset))
 
 
 def _line(tensor: Tensor, batch: int) -> Tensor | None:
@@ -203,14 +275,15 @@ def _line(tensor: Tensor, batch: int) -> Tensor | None:
 
 def _agree(queries: _Rows, keys: _Rows) -> bool:
     """Both are normalised alike, by gains of their own, and turned alike."""
-    return queries.eps == keys.eps and queries.angles == keys.angles
+    return (queries.eps, queries.offset, queries.angles) == (keys.eps, keys.offset, keys.angles)
 
 
 def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
     """The streams that take the attention's result as their rows, when nobody else reads it."""
     readers = uses.readers[chain.out.storage]
     width = chain.out.layout.numel // chain.out.shape[0]
-    private = uses.is_private(chain.out, *readers) and _matrix(chain.out, chain.out.shape[-1]) is not None
+    matrix = _matrix(chain.out, chain.out.shape[-1])
+    private = uses.is_private(chain.out, *readers) and matrix is not None and matrix.layout.is_contiguous
     taken = all(_takes(uses.nodes[r], chain.out, width) and uses.are_still((chain.position,), chain.end, r) for r in readers)
     return tuple(readers) if private and taken else ()
 
@@ -226,14 +299,17 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     heads, depth = chain.queries.tensor.shape[-2:]
     batch, groups, room, _ = chain.caches[0].shape
     several = (batch,) if batch > 1 else ()
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // (batch * groups)))
+    lines = batch * groups * shares(heads, groups)
+    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // lines))
     name = chain.out.storage.name
     parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
     lse = _new(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
     caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
-    attrs = dict(scale=node["scale"], eps=chain.queries.eps, rotary=bool(chain.queries.angles), splits=splits)
+    turned = chain.queries.angles[0].shape[-1] if chain.queries.angles else 0
+    attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=splits)
+    attrs["window"] = window(node)
     return Node(
         node.name.replace("attention", "decode_attention"),
         "decode_attention",
@@ -255,9 +331,9 @@ def _new(name: str, shape: Sequence[int], dtype: DType) -> Tensor:
 
 
 def _merging(node: Node, decoding: Node) -> Node:
-    """The stream reads the parts instead of the attention's result. A part alone is the result."""
+    """The stream reads the parts instead of the attention's result. Of several sequences a part alone is the result."""
     parts, lse, *_ = decoding.outputs
-    if parts.shape[0] == 1:
+    if parts.layout.rank == 4 and parts.shape[0] == 1:
         return replace(node, inputs=(parts.view(contiguous(node.inputs[0].shape)), *node.inputs[1:]))
     attrs = tuple((key, parts.shape[0] if key == "merge" else value) for key, value in node.attrs)
     return replace(node, inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]), attrs=attrs)

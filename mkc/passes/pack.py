@@ -5,11 +5,12 @@ import numpy as np
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Node, Storage
 from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, SLOT_FRAGMENTS, STREAM, Pack, Streams
+from mkc.ir.target import Target
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ops import registry
 
 STATIC_BYTES = 18 << 10  # that portable bodies may take
-LEAST_SLOTS = 6
+LEAST_SLOTS = 2  # one that is read, and one on its way
 
 
 def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
@@ -37,11 +38,9 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
                 records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1]))
                 last = node
         bounds.append(len(records))
-    input_bytes = max(op.input_bytes(node) for node, op in zip(tasks.graph.nodes, streaming, strict=True) if op)
-    beside = FIXED_BYTES + input_bytes
-    ring_slots = (schedule.target.scratch_bytes - STATIC_BYTES - beside) // (SLOT_BYTES + 16)
-    if ring_slots < LEAST_SLOTS:
-        raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with worker='portable'")
+    input_bytes, slots = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
+    if slots < LEAST_SLOTS:
+        raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with streams=False")
     return Streams(
         records=np.array(records, STREAM),
         bounds=np.array(bounds, np.uint32),
@@ -49,10 +48,21 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         early=np.array(early, np.bool_),
         packs=packs,
         nbytes=nbytes,
-        ring_slots=ring_slots,
+        ring_slots=slots,
         input_bytes=input_bytes,
-        shared_bytes=ring_slots * (SLOT_BYTES + 16) + beside,
+        shared_bytes=slots * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
+        paced=schedule.target.bulk_copies,
     )
+
+
+def ring_slots(graph: Graph, target: Target) -> int:
+    """How many slots of weights fit into shared memory beside what its streams ask for; LEAST_SLOTS must."""
+    return (target.scratch_bytes - STATIC_BYTES - FIXED_BYTES - _input_bytes(graph)) // (SLOT_BYTES + 16)
+
+
+def _input_bytes(graph: Graph) -> int:
+    streaming = ((node, registry()[node.op].streaming) for node in graph.nodes)
+    return max((op.input_bytes(node) for node, op in streaming if op), default=0)
 
 
 def _hands_on(node: Node, then: Node) -> bool:

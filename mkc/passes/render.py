@@ -47,7 +47,7 @@ def render(program: Program, target: Target, name: str = "megakernel", summary: 
 
 def _page(program: Program, language: str) -> str:
     if program.streams:
-        return "kernel_sm90.cu.j2"
+        return "kernel_stream.cu.j2"
     return "kernel.cu.j2" if language == "cuda" else "kernel.cpp.j2"
 
 

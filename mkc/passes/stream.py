@@ -1,8 +1,8 @@
 """Graph -> Graph. Products of a few rows with weights become streams; norms, gates, neighbours, attention and argmax move in."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call, Expr, substitute
@@ -12,28 +12,36 @@ from mkc.ir.target import Target
 from mkc.ir.tiling import Tiling
 from mkc.ops import registry
 from mkc.ops._epilogue import epilogue
+from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
 from mkc.passes._stream_attention import attend
 from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
+from mkc.passes.pack import LEAST_SLOTS, ring_slots
 
 MOST_ROWS = 16  # sequences in a step
+DEEPEST = 1 << 15  # a row in shared memory, beside the ring
+DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
+MOST_PIECES = 8  # of an operand
+VECTOR, WORD = 8, 4  # elements that are read at once, and published at once
+NORMS = ("rms_norm", "layer_norm")
 WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
 
 
 def stream(graph: Graph, target: Target) -> Graph:
-    """The graph with streams in it, or as it is, where they would not move most of its bytes."""
+    """The graph with streams in it, or as it is, where they would not move most of its bytes, or leave no room for their ring."""
     streamed = _streamed(graph, target)
-    return streamed if _prevail(streamed, target) else graph
+    fits = ring_slots(streamed, target) >= LEAST_SLOTS
+    return streamed if fits and _prevail(streamed, target) else graph
 
 
 def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    return _publish(without_dead_nodes(choose(attend(graph, target), target)))
+    return _publish(without_dead_nodes(choose(_rows_to_all(attend(graph, target)), target)))
 
 
 def _prevail(graph: Graph, target: Target) -> bool:
@@ -58,13 +66,13 @@ def _moved(tiling: Tiling) -> float:
 
 
 def _narrow(graph: Graph) -> Graph:
-    """A product that is widened when it is stored stays bfloat16, where its readers would widen it as well."""
+    """A product or a norm that is widened when it is stored stays bfloat16, where its readers would widen it as well."""
     uses = Uses(graph)
     narrow: dict[Storage, Storage] = {}
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
         match epilogue(node):
-            case Call("to_float32", (expr,)) if node.op == "linear" and _is_stream(node) and _may_narrow(uses, node):
+            case Call("to_float32", (expr,)) if _is_row(node) and _may_narrow(uses, node, narrow):
                 storage = node.output.storage
                 narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
                 changes[number] = _with(node, epilogue=expr)
@@ -75,11 +83,16 @@ def _narrow(graph: Graph) -> Graph:
     return rewritten(graph, changes, view)
 
 
-def _may_narrow(uses: Uses, node: Node) -> bool:
+def _is_row(node: Node) -> bool:
+    """A product or a norm that streams may come to."""
+    return (node.op == "linear" and _is_stream(node)) or (node.op in NORMS and node.output.layout.numel == node.output.shape[-1])
+
+
+def _may_narrow(uses: Uses, node: Node, narrow: Collection[Storage]) -> bool:
     """The result was bfloat16 before it was widened, and whoever reads it reads floats."""
     out, readers = node.output, uses.readers[node.output.storage]
-    ours = uses.maker(out, "linear") is not None and uses.is_private(out, *readers)
-    widened = all(t.dtype is DType.BF16 for t in node.inputs) and out.dtype is DType.F32
+    ours = uses.maker(out, node.op) is not None and uses.is_private(out, *readers)
+    widened = all(t.dtype is DType.BF16 or t.storage in narrow for t in node.inputs) and out.dtype is DType.F32
     return ours and widened and all(uses.nodes[r].op in WIDE_READERS for r in readers)
 
 
@@ -91,15 +104,19 @@ def _is_stream(node: Node) -> bool:
     """A few rows of bfloat16 times a parameter, in pieces that vector loads can take."""
     x, w, *rest = node.inputs
     n, k = w.shape
-    row = x.shape[1:] == (k,) and x.shape[0] <= MOST_ROWS and x.layout.is_contiguous and x.dtype is DType.BF16 and k % 8 == 0
-    weight = w.storage.kind is Kind.PARAM and w.layout.is_contiguous and w.dtype is DType.BF16 and n % 4 == 0
+    row = x.shape[1:] == (k,) and x.layout.is_contiguous and x.dtype is DType.BF16 and k <= DEEPEST
+    few = x.shape[0] == 1 or (x.shape[0] <= MOST_ROWS and n % WORD == 0)
+    vectors = k % VECTOR == x.layout.offset % VECTOR == 0
+    weight = w.storage.kind is Kind.PARAM and w.dtype is DType.BF16  # however it lies, for it is packed
     result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
-    return row and weight and result and all(t.dtype.is_float for t in rest)
+    return row and few and vectors and weight and result and all(t.dtype.is_float for t in rest)
 
 
 def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
-    attrs: dict[str, Attr] = dict(eps=0.0, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node))
+    attrs: dict[str, Attr] = dict(
+        eps=0.0, offset=0.0, centred=False, shifted=False, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node)
+    )
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 
 
@@ -111,19 +128,40 @@ def _norms(graph: Graph) -> Graph:
     uses = Uses(graph)
     changes: dict[int, Node | None] = {}
     for number, node in enumerate(graph.nodes):
-        found = _norm(uses, number) if node.op == "rms_norm" else None
+        found = _norm(uses, number)
         readers = uses.readers[node.outputs[0].storage]
         if found and all(_takes(uses, reader, node.output, found) for reader in readers):
-            changes |= {reader: _normed(uses.nodes[reader], found, node["eps"]) for reader in readers}
+            changes |= {reader: _normed(uses.nodes[reader], found) for reader in readers}
     return rewritten(graph, changes)
 
 
-def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
-    """The rows x [B, K] and the gain [K] of an RMS norm of bfloat16 rows."""
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A norm of bfloat16 rows: x [B, K], gain [K], and shift [K] if there is one."""
+
+    inputs: tuple[Tensor, ...]
+    eps: Attr
+    offset: float  # that the gain is added to
+    centred: bool
+
+
+def _norm(uses: Uses, number: int) -> _Norm | None:
+    """Of several rows only RMS norms."""
+    node = uses.nodes[number]
+    lines, offset = tuple[Tensor, ...](), 0.0
+    if node.op == "rms_norm" and (scaled := gain(node)):
+        lines, offset = (scaled[0],), scaled[1]
+    if node.op == "layer_norm" and node.output.layout.numel == node.output.shape[-1] <= DEEPEST_CENTRED:
+        lines = parameters(node)
+    rows = _normalised(uses, number) if lines else None
+    return _Norm((rows, *lines), node["eps"], offset, node.op == "layer_norm") if rows else None
+
+
+def _normalised(uses: Uses, number: int) -> Tensor | None:
+    """The rows [B, K] of bfloat16 that the node normalises, when they are few."""
     node = uses.nodes[number]
     x, out = node.inputs[0], node.output
-    factor = gain(node)
-    if factor is None or out.layout.numel > MOST_ROWS * out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
+    if out.layout.numel > MOST_ROWS * out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
         return None
     cast = uses.maker(x, "elementwise")
     if x.dtype is DType.F32 and cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
@@ -132,20 +170,21 @@ def _norm(uses: Uses, number: int) -> tuple[Tensor, Tensor] | None:
         x = uses.nodes[cast].inputs[0]
     flat = x.layout.reshape((out.layout.numel // out.shape[-1], out.shape[-1]))
     plain = x.dtype is DType.BF16 and x.layout.is_contiguous and x.layout.numel == out.layout.numel
-    return (x.view(flat), factor) if flat and plain else None
+    return x.view(flat) if flat and plain and x.layout.offset % VECTOR == 0 else None
 
 
-def _takes(uses: Uses, reader: int, out: Tensor, found: tuple[Tensor, Tensor]) -> bool:
+def _takes(uses: Uses, reader: int, out: Tensor, found: _Norm) -> bool:
     """True when the node is a plain stream of all of the norm's result, and could be one of what the norm reads."""
     node, (number,) = uses.nodes[reader], uses.writers[out.storage]
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1 and node.inputs[0].storage == out.storage
     same = node.inputs[0].layout.numel == out.layout.numel and node.inputs[0].shape[-1] == out.shape[-1]
-    return plain and once and same and uses.are_still(found, number, reader)
+    return plain and once and same and uses.are_still(found.inputs, number, reader)
 
 
-def _normed(node: Node, found: tuple[Tensor, Tensor], eps: Attr) -> Node:
-    return replace(_with(node, eps=eps), inputs=(*found, *node.inputs[1:]))
+def _normed(node: Node, found: _Norm) -> Node:
+    attrs: dict[str, Attr] = dict(eps=found.eps, offset=found.offset, centred=found.centred, shifted=len(found.inputs) == 3)
+    return replace(_with(node, **attrs), inputs=(*found.inputs, *node.inputs[1:]))
 
 
 # ---- gates
@@ -178,6 +217,7 @@ def _gate(uses: Uses, number: int) -> int | None:
 def _gates_only(uses: Uses, gate: int, number: int, extra: Tensor) -> bool:
     first, then = uses.nodes[gate], uses.nodes[number]
     alike = _row(first) == _row(then) and extra.layout.is_contiguous and extra.layout.numel == first.output.layout.numel
+    alike = alike and extra.layout.numel % WORD == 0
     once = sum(t.storage == extra.storage for t in then.inputs) == 1 and uses.is_private(extra, number)
     few = len(first.inputs) + len(then.inputs) <= MAX_OPERANDS
     return alike and once and few and uses.are_still(first.inputs, gate, number)
@@ -185,7 +225,7 @@ def _gates_only(uses: Uses, gate: int, number: int, extra: Tensor) -> bool:
 
 def _row(node: Node) -> tuple[object, ...]:
     """What a stream multiplies its weights with."""
-    return node["eps"], node["merge"], *node.inputs[: first_weight(node)]
+    return *(node[key] for key in ("eps", "offset", "centred", "merge")), *node.inputs[: first_weight(node)]
 
 
 def _gated(gate: Node, node: Node) -> Node:
@@ -208,12 +248,12 @@ def _gated(gate: Node, node: Node) -> Node:
 
 
 def _neighbours(graph: Graph) -> Graph:
-    """Products of the same row that nothing else is done to become one, in the place of the first; each keeps its columns."""
+    """Products of the same row that the same is done to become one, in the place of the first; each keeps its columns."""
     uses = Uses(graph)
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for number, node in enumerate(graph.nodes):
-        if _is_single(node) and not extras(node) and _may_join(uses, node):
-            groups[*_row(node), epilogue(node)].append(number)
+        if _is_single(node) and _may_join(uses, node):
+            groups[*_row(node), epilogue(node), len(extras(node))].append(number)
     changes: dict[int, Node | None] = {}
     moved: dict[Storage, tuple[Storage, int, int, int]] = {}
     for group in (g for numbers in groups.values() for g in _unbroken(uses, numbers) if len(g) > 1):
@@ -237,11 +277,18 @@ def _neighbours(graph: Graph) -> Graph:
 
 
 def _may_join(uses: Uses, node: Node) -> bool:
-    out = node.output
+    """Nothing further is done to the result, or of one row one parameter added, or the like."""
+    out, others = node.output, extras(node)
+    plain = len(others) < 2 and all(t.storage.kind is Kind.PARAM for t in others) and out.shape[1] % WORD == 0
     scratch = uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    return plain and scratch and (out.shape[0] == 1 or (not others and _has_rows_of_its_own(uses, out)))
+
+
+def _has_rows_of_its_own(uses: Uses, out: Tensor) -> bool:
+    """Nobody's view of the rows has a dimension that runs on from one to the next."""
     nodes = [uses.nodes[number] for number in (*uses.readers[out.storage], *uses.writers[out.storage])]
     seen = (t for n in nodes for t in (*n.inputs, *n.outputs) if t.storage == out.storage)
-    return scratch and all(widened(t.layout, out.shape[1], out.shape[1]) for t in seen)
+    return all(widened(t.layout, out.shape[1], out.shape[1]) for t in seen)
 
 
 def widened(layout: Layout, width: int, total: int) -> Layout | None:
@@ -255,10 +302,11 @@ def widened(layout: Layout, width: int, total: int) -> Layout | None:
 
 
 def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers in runs during which nobody writes the row."""
+    """The numbers in runs during which nobody writes the row, and of which a task may have all operands."""
     runs: list[list[int]] = []
     for number in numbers:
-        if runs and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
+        few = runs and (not extras(uses.nodes[number]) or len(runs[-1]) < MOST_PIECES)
+        if few and uses.are_still(uses.nodes[number].inputs, runs[-1][0], number):
             runs[-1].append(number)
         else:
             runs.append([number])
@@ -270,13 +318,43 @@ def _joined(nodes: Sequence[Node]) -> Node:
     rows, total = first.output.shape[0], sum(node.output.shape[1] for node in nodes)
     storage = Storage(f"{first.output.storage.name}_joined", rows * total * DType.BF16.itemsize, Kind.ARENA)
     out = Tensor(DType.BF16, contiguous((rows, total)), storage)
-    inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)))
+    pieces = (piece for node in nodes for piece in extras(node))
+    inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)), *pieces)
     return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))
 
 
 def _with(node: Node, **attrs: Attr) -> Node:
     """The node with some attributes changed, in the order they were in."""
     return replace(node, attrs=tuple((key, attrs.get(key, value)) for key, value in node.attrs))
+
+
+# ---- norms that are read by more than streams
+
+
+def _rows_to_all(graph: Graph) -> Graph:
+    """A norm of one row between streams, in which the residual moves in, say, is computed by one worker for all."""
+    uses = Uses(graph)
+    return rewritten(graph, {i: _row_to_all(uses, n) for i, n in enumerate(graph.nodes) if _is_between(uses, n)})
+
+
+def _is_between(uses: Uses, node: Node) -> bool:
+    if node.op not in NORMS or not _is_row(node) or node.output.layout.numel > DEEPEST_CENTRED:
+        return False
+    x, out = node.inputs[0], node.output
+    width = out.layout.numel
+    rows = all(t.dtype is DType.BF16 and t.layout.numel == width and t.layout.is_contiguous for t in (*node.inputs, out))
+    aligned = all(t.layout.offset % VECTOR == 0 for t in node.inputs)
+    streams = any(uses.nodes[r].op in ("stream_linear", "decode_attention") for r in uses.readers[out.storage])
+    return rows and aligned and width % WORD == 0 and streams and uses.maker(x, "stream_linear", *NORMS) is not None
+
+
+def _row_to_all(uses: Uses, node: Node) -> Node:
+    def flat(t: Tensor) -> Tensor:
+        return t.view(Layout((1, t.layout.numel), (t.layout.numel, 1), t.layout.offset))
+
+    attrs: dict[str, Attr] = dict(eps=node["eps"], centred=node.op == "layer_norm", epilogue=epilogue(node))
+    inputs, outputs = tuple(map(flat, node.inputs)), (flat(node.output),)
+    return replace(node, name=f"stream_{node.name}", op="stream_norm", inputs=inputs, outputs=outputs, attrs=tuple(attrs.items()))
 
 
 # ---- published results
@@ -291,24 +369,24 @@ def _publish(graph: Graph) -> Graph:
 
 
 def _is_polled(node: Node, tensor: Tensor) -> bool:
-    return node.op in POLLED and _has_whole_rows(tensor) and tensor in POLLED[node.op](node)
-
-
-def _has_whole_rows(tensor: Tensor) -> bool:
-    """Contiguous but for the first dimension, which may be of rows of more than that."""
-    layout = tensor.layout
-    return Layout(layout.shape[1:], layout.strides[1:]).is_contiguous and (layout.is_contiguous or layout.rank > 2)
+    """By the word, of which four elements of bfloat16 make one; two are read at once."""
+    whole = tensor.dtype is DType.F32 or tensor.layout.offset % VECTOR == 0 == tensor.layout.numel % WORD
+    return node.op in POLLED and whole and tensor in POLLED[node.op](node)
 
 
 def _stream_words(node: Node) -> tuple[Tensor, ...]:
-    lse = node.inputs[2 if node["eps"] else 1 :][:1] if node["merge"] else ()
+    lse = (node.inputs[first_weight(node) - 2],) if node["merge"] else ()
     values = (node.inputs[0], *extras(node), *node.outputs)
     entries = node.outputs if node["best"] else ()
-    return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16))
+    return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16 and t.layout.is_contiguous))
 
 
 def _attention_words(node: Node) -> tuple[Tensor, ...]:
     return (*node.inputs[:3], *node.outputs[:2])
+
+
+def _norm_words(node: Node) -> tuple[Tensor, ...]:
+    return (*node.inputs, *node.outputs)
 
 
 def _argmax_words(node: Node) -> tuple[Tensor, ...]:
@@ -316,4 +394,6 @@ def _argmax_words(node: Node) -> tuple[Tensor, ...]:
 
 
 # what each may poll or publish
-POLLED = {"stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words}
+POLLED = {
+    "stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words, "stream_norm": _norm_words,
+}  # fmt: skip

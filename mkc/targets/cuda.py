@@ -25,7 +25,7 @@ from mkc.passes.render import Source
 from mkc.targets import tuning
 from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
 LANES = 256  # threads of a worker
 FLAGS = (
     "-std=c++20",
@@ -55,6 +55,11 @@ class _Chip:
         """Cycles of an SM in a nanosecond."""
         return self.flops_per_ns / (2 * _cores(self.arch))
 
+    @property
+    def copies_in_bulk(self) -> bool:
+        """Hopper was the first with copies that one thread begins for many bytes, and registers that change hands."""
+        return int(re.sub(r"\D", "", self.arch)) >= 90
+
 
 # One card of each architecture, for those that are not there to be asked. Bandwidths are 0.95 of the data sheet's.
 _CARDS = {
@@ -62,10 +67,13 @@ _CARDS = {
     for chip in (
         _Chip("sm_80", 108, 163 << 10, 1940.0, 180.0),  # A100, 80 GB
         _Chip("sm_86", 82, 99 << 10, 890.0, 435.0),  # RTX 3090
+        _Chip("sm_87", 16, 163 << 10, 195.0, 333.0),  # Jetson AGX Orin
         _Chip("sm_89", 128, 99 << 10, 960.0, 645.0),  # RTX 4090
         _Chip("sm_90a", 132, 227 << 10, 4650.0, 507.0),  # H200, measured
         _Chip("sm_100a", 148, 227 << 10, 7600.0, 475.0),  # B200
+        _Chip("sm_103a", 148, 227 << 10, 7600.0, 490.0),  # B300
         _Chip("sm_120a", 170, 99 << 10, 1700.0, 615.0),  # RTX 5090
+        _Chip("sm_121a", 48, 99 << 10, 260.0, 620.0),  # GB10
     )
 }
 
@@ -89,7 +97,8 @@ def target(device: int | None = None, arch: str | None = None, workers: int | No
         task_ns=600.0,
         event_ns=1200.0,
         latency_ns=1000.0,
-        streams=chip.arch == "sm_90a",
+        streams=True,
+        bulk_copies=chip.copies_in_bulk,
     )
 
 
@@ -334,6 +343,7 @@ class CudaKernel:
         self.device = device
         self.shared_bytes = program.streams.shared_bytes if program.streams else shared_bytes
         self._chip = _present(device)
+        _require_likeness(program, self._chip)
         self._lock = Lock()
         self._traced: _Loaded | None = None
         self._launches = 0  # which seeds the delays of test builds
@@ -368,7 +378,7 @@ class CudaKernel:
         if not self.program.streams:
             return Tuning()
         chip = self._chip
-        guess = tuning.guessed(chip.bytes_per_ns / chip.sms, chip.ghz)
+        guess = tuning.guessed(self.program.streams.ring_slots, chip.bytes_per_ns / chip.sms, chip.ghz)
         return tuning.recalled(self.program, self.gpu) or guess
 
     def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:
@@ -514,6 +524,17 @@ class CudaKernel:
         """This kernel's GPU as the current one."""
         with _explained(what), _cupy().cuda.Device(self.device):
             yield
+
+
+def _require_likeness(program: Program, chip: _Chip) -> None:
+    """A plan for another GPU runs on one that has no less: the page is built for whoever is there."""
+    streams = program.streams
+    if streams and ((streams.paced and not chip.copies_in_bulk) or streams.shared_bytes > chip.shared_bytes):
+        loaders = ", and loaders with bulk copies," if streams.paced else ""
+        raise TargetError(
+            f"the plan is for another GPU: {streams.shared_bytes} bytes of shared memory{loaders} are more than {chip.arch} has; "
+            "compile for the GPU that is there"
+        )
 
 
 def _uploaded(table: Words) -> Any:

@@ -15,9 +15,9 @@ HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker th
 MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 
 
-def guessed(bytes_per_ns: float, ghz: float) -> Tuning:
+def guessed(ring_slots: int, bytes_per_ns: float, ghz: float) -> Tuning:
     """Slots at the rate at which one worker reads memory (`bytes_per_ns`). `ghz` is the SM's clock."""
-    return Tuning(window=4, pace=round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
+    return Tuning(window=min(4, ring_slots), pace=round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
 
 
 def recalled(program: Program, gpu: str) -> Tuning | None:

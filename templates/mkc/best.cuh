@@ -1,7 +1,7 @@
 // The best of many values, as torch.argmax has it: NaN, then the highest; of equals, the one that stands first.
 #pragma once
 
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc {
 

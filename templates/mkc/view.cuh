@@ -105,17 +105,22 @@ struct Each<First, Rest...> {
   }
 };
 
-// sums[i] = sum_k x[i, k] w[k] for M rows of x that lie `row_step` apart; every lane of the team gets the sums.
+// done(i, j, sum_k x[i, k] w[j, k]) for M rows of x and `count` rows of w that lie so many steps apart, once by each team.
 // Contiguous depths go through `wide_dots`, which each machine writes for its own loads.
-template <int M, int Depth, long long XStep, long long WStep, class X, class W>
-MKC_DEVICE void dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
+template <int M, int Depth, long long XStep, long long WStep, class X, class W, class Done>
+MKC_DEVICE void dots(const X* x, long long x_step, const W* w, long long w_step, int count, Done done) {
   if constexpr (XStep == 1 && WStep == 1) {
-    wide_dots<M, Depth>(x, row_step, w, sums);
+    wide_dots<M, Depth>(x, x_step, w, w_step, count, done);
   } else {
-    MKC_UNROLL
-    for (int i = 0; i < M; ++i) {
-      const X* row = x + i * row_step;
-      sums[i] = team_reduce<fold::sum>(Depth, [=](int k) { return float(load(row[k * XStep])) * float(load(w[k * WStep])); });
+    for (int j = 0; j < count; ++j) {
+      MKC_UNROLL
+      for (int i = 0; i < M; ++i) {
+        const auto product = [=](int k) {
+          return float(load(x[i * x_step + k * XStep])) * float(load(w[j * w_step + k * WStep]));
+        };
+        const float sum = team_reduce<fold::sum>(Depth, product);
+        if (team_leader()) done(i, j, sum);
+      }
     }
   }
 }

@@ -195,6 +195,51 @@ def test_a_mask_made_by_comparing_positions_is_never_built():
         assert ops(fast) == ["elementwise", "attention"]
 
 
+WINDOWS = {
+    "after": lambda keys, rows: (keys <= rows) & (keys > rows - 9),
+    "from": lambda keys, rows: torch.logical_and(rows - 8 <= keys, rows >= keys),
+    "shifted": lambda keys, rows: torch.ones_like(keys, dtype=torch.bool) & (keys + 9 > rows) & (rows + 1 > keys) & (keys < rows + 4),
+}
+
+
+@pytest.mark.parametrize("spelling", WINDOWS)
+@pytest.mark.parametrize(("room", "count"), [(40, 3), (700, 1)])
+def test_a_sliding_window_is_seen_in_its_mask_and_nothing_before_it_is_read(spelling, room, count):
+    def attend(q, k, v, position):
+        keys, rows = torch.arange(room), torch.arange(count) + position
+        return grouped(q, k, v, WINDOWS[spelling](keys[None, None, None, :], rows[None, None, :, None]))
+
+    q, k, v = heads(1, 4, count, 32), heads(1, 2, room, 32), heads(1, 2, room, 32)
+    fast = mkc.compile(attend, (q, k, v, torch.tensor(0)), target=machine(5), fallback="error")
+    assert "elementwise" not in ops(fast)[1:]
+    for position in (0, 5, 9, 30, room - count):
+        unseen = torch.arange(room)[:, None]
+        hidden = (unseen <= position - 9) | (unseen >= position + count)
+        hide = [x.masked_fill(hidden, torch.nan) for x in (k, v)]
+        torch.testing.assert_close(fast(q, *hide, torch.tensor(position)), attend(q, k, v, torch.tensor(position)))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda keys, rows: (keys <= rows + 1) & (keys > rows - 9),
+        lambda keys, rows: (keys <= rows) & (keys < rows - 9),
+        lambda keys, rows: (keys <= rows) & (keys > 3),
+        lambda keys, rows: (keys <= rows) & (keys != 3),
+        lambda keys, rows: (keys <= rows) | (keys > rows + 3),
+        lambda keys, rows: keys > rows - 9,
+    ],
+)
+def test_what_is_no_window_stays_a_mask(mask):
+    def attend(q, k, v, position):
+        keys, rows = torch.arange(40), torch.arange(3) + position
+        return grouped(q, k, v, mask(keys[None, None, None, :], rows[None, None, :, None]))
+
+    q, k, v = heads(1, 4, 3, 32), heads(1, 2, 40, 32), heads(1, 2, 40, 32)
+    for position in (0, 9, 36):
+        assert_as_torch(attend, q, k, v, torch.tensor(position))
+
+
 def test_heads_and_rows_are_shared_out_for_many_workers():
     q, k = heads(2, 8, 40, 64), heads(2, 2, 300, 64)
     counts = []

@@ -24,13 +24,13 @@ def rounded(*shape: int) -> Array:
     return DType.BF16.decode(DType.BF16.encode(RNG.standard_normal(shape, np.float32)))
 
 
-def given(heads: int, groups: int, depth: int, room: int, position: int) -> Values:
+def given(heads: int, groups: int, depth: int, room: int, position: int, turned: int = 0) -> Values:
     shapes = dict(q=(heads, depth), k=(groups, depth), v=(groups, depth), keys=(groups, room, depth), values=(groups, room, depth))
-    tables = dict.fromkeys(("q_gain", "k_gain", "cos", "sin"), (depth,))
+    tables = dict.fromkeys(("q_gain", "k_gain"), (depth,)) | dict.fromkeys(("cos", "sin"), (turned or depth,))
     return {name: rounded(*shape) for name, shape in (shapes | tables).items()} | {"position": np.array([position])}
 
 
-def graph(values: Values, splits: int, normed: bool, turned: bool) -> Graph:
+def graph(values: Values, splits: int, normed: bool, turned: bool, **more: Any) -> Graph:
     b = Builder()
     names = "q k v position keys values".split() + ["q_gain", "k_gain"] * normed + ["cos", "sin"] * turned
     kinds = {"keys": Kind.STATE, "values": Kind.STATE}
@@ -41,7 +41,8 @@ def graph(values: Values, splits: int, normed: bool, turned: bool) -> Graph:
     parts = b.input("parts", (splits, *values["q"].shape), DType.BF16, Kind.STATE)
     lse = b.input("lse", (splits, *values["q"].shape[:-1], LINE), DType.F32, Kind.STATE)
     outputs = (parts, lse, inputs["keys"], inputs["values"])
-    attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, rotary=turned, splits=splits)
+    attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, offset=0.0, splits=splits, window=0) | more
+    attrs["rotary"] = len(values["cos"]) if turned else 0
     b.append("decode_attention", tuple(inputs.values()), outputs, **attrs)
     return b.finish(())
 
@@ -50,20 +51,29 @@ def bfloat16(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.bfloat16).double()
 
 
-def expected(values: Values, normed: bool, turned: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def expected(
+    values: Values, normed: bool, turned: bool, offset: float = 0.0, window: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The attention [H, D] and both caches, as torch has them in float64."""
     t = {name: torch.from_numpy(x.copy()) for name, x in values.items()}
     t = {name: x.double() if x.is_floating_point() else x for name, x in t.items()}
     q, k, position = t["q"], t["k"], int(t["position"])
     if normed:
-        q, k = (bfloat16(F.rms_norm(x, x.shape[-1:], t[gain], EPS)) for x, gain in ((q, "q_gain"), (k, "k_gain")))
+        q, k = (bfloat16(F.rms_norm(x, x.shape[-1:], t[gain] + offset, EPS)) for x, gain in ((q, "q_gain"), (k, "k_gain")))
     if turned:
-        q, k = (bfloat16(x * t["cos"] + torch.cat([-b, a], -1) * t["sin"]) for x in (q, k) for a, b in [x.chunk(2, -1)])
+        q, k = (rotated(x, t["cos"], t["sin"]) for x in (q, k))
     if 0 <= position < t["keys"].shape[1]:
         t["keys"][:, position], t["values"][:, position] = k, t["v"]
-    seen = (x[None, :, : max(position, -1) + 1] for x in (t["keys"], t["values"]))
+    end = max(position, -1) + 1
+    seen = (x[None, :, max(0, end - window) if window else 0 : end] for x in (t["keys"], t["values"]))
     out = F.scaled_dot_product_attention(q[None, :, None], *seen, scale=0.25, enable_gqa=True)
     return out[0, :, 0], t["keys"], t["values"]
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    x, rest = x.split([len(cos), x.shape[-1] - len(cos)], -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([bfloat16(x * cos + torch.cat([-b, a], -1) * sin), rest], -1)
 
 
 def merged(parts: Array, lse: Array) -> Array:
@@ -71,11 +81,13 @@ def merged(parts: Array, lse: Array) -> Array:
     return ((weights / weights.sum(axis=0))[..., None] * parts).sum(axis=0)
 
 
-def agree(values: Values, splits: int, normed: bool, turned: bool) -> None:
+def agree(values: Values, splits: int, normed: bool, turned: bool, **more: Any) -> None:
     heads, depth = values["q"].shape
-    got = computed(graph(values, splits, normed, turned), machine(7, streams=True), values, Random(splits))
-    out, keys, cached = expected(values, normed, turned)
-    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads, LINE)[..., 0]
+    got = computed(graph(values, splits, normed, turned, **more), machine(7, streams=True), values, Random(splits))
+    out, keys, cached = expected(values, normed, turned, **more)
+    parts, lse = got["parts"].reshape(splits, heads, depth), got["lse"].reshape(splits, heads, LINE)
+    assert (lse == lse[..., :1]).all()
+    lse = lse[..., 0]
     np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
     for mine, theirs in (("keys", keys), ("values", cached)):
         np.testing.assert_allclose(got[mine].reshape(theirs.shape), theirs, rtol=2**-7, atol=2**-8)
@@ -113,6 +125,21 @@ def test_sequences_attend_to_their_own_keys_up_to_positions_of_their_own(normed:
 @pytest.mark.parametrize(("normed", "turned"), [(False, False), (True, False), (False, True)])
 def test_norms_and_rotation_may_be_missing(normed: bool, turned: bool) -> None:
     agree(given(4, 2, 64, 100, 77), 2, normed, turned)
+
+
+@pytest.mark.parametrize("position", [0, 39, 40, 63, 64, 130, 199])
+@pytest.mark.parametrize("window", [1, 40, 130])
+def test_a_window_hides_the_keys_before_it(position: int, window: int) -> None:
+    agree(given(4, 2, 64, 200, position), 3, normed=True, turned=True, window=window)
+
+
+def test_some_dims_are_turned_and_gains_are_added_to_one() -> None:
+    agree(given(4, 2, 80, 100, 77, turned=32), 2, normed=True, turned=True, offset=1.0)
+
+
+@pytest.mark.parametrize("heads", [12, 9, 16, 32])
+def test_many_heads_of_queries_share_keys(heads: int) -> None:
+    agree(given(heads, 1, 32, 100, 77), 2, normed=True, turned=True)
 
 
 def test_a_split_without_keys_gives_zeros_that_weigh_nothing() -> None:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from numerics import FLOATS, assert_as_torch, assert_reference_agrees
 
+from mkc.targets import cpu
+
 SHAPES = [
     ((2, 3, 5, 100), (2, 3, 100, 33)),
     ((3, 100, 130), (3, 130, 100)),
@@ -38,6 +40,29 @@ def test_matmul_of_every_rank_is_as_exact_as_torchs(dtype):
 def test_a_right_operand_that_is_a_transposed_view_gives_the_same(dtype):
     pairs = [(a, (*b[:-2], b[-1], b[-2])) for a, b in SHAPES if len(b) > 1]
     assert_as_torch(turned_products, *(torch.randn(s).to(dtype) for pair in pairs for s in pair))
+
+
+DEPTHS = (2, 15, 16, 31, 32, 33, 63, 65, 127, 129, 300)
+
+
+@pytest.fixture(params=["this machine's instructions", "those of any machine"])
+def _instructions(request, monkeypatch):
+    if request.param == "those of any machine":
+        monkeypatch.setattr(cpu, "FLAGS", tuple(f for f in cpu.FLAGS if not f.startswith("-march")))
+
+
+@pytest.mark.usefixtures("_instructions")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sums_of_every_length_over_ragged_rows_are_as_exact_as_torchs(dtype):
+    pairs = [(torch.randn(m, depth), torch.randn(37, depth)) for depth in DEPTHS for m in (1, 6)]
+    assert_as_torch(turned_products, *(t.to(dtype) for pair in pairs for t in pair))
+
+
+def test_what_is_infinite_or_not_a_number_stays_so_in_sums():
+    x, w = torch.ones(1, 100, dtype=torch.bfloat16), torch.ones(40, 100, dtype=torch.bfloat16)
+    w[3, 70], w[17, 99], w[33, 0] = float("nan"), float("inf"), float("-inf")
+    assert_as_torch(turned_products, x, w)
+    assert_as_torch(turned_products, x.half(), w.half())
 
 
 def test_operands_may_be_transposed_sliced_and_repeated_views():

@@ -29,7 +29,8 @@ class Case:
 
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
-        self.attrs = dict(eps=0.0, merge=0, weights=1, gated=False, best=0, epilogue=Arg(0)) | attrs
+        norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False)
+        self.attrs = norm | dict(merge=0, weights=1, gated=False, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
 
@@ -58,14 +59,30 @@ def assert_rounded(got: Array, exact: Array) -> None:
 def test_weights_stand_one_below_the_other(workers: int, rows: tuple[int, ...]) -> None:
     case = Case(weights=len(rows), epilogue=SUM)
     x, weights = case.given(rounded(1, 40)), [case.given(rounded(n, 40)) for n in rows]
-    residual = case.given(rounded(1, sum(rows)))
-    assert_rounded(case.run(sum(rows), workers), x @ np.concatenate(weights).T + residual)
+    pieces = [case.given(rounded(1, n)) for n in rows]
+    assert_rounded(case.run(sum(rows), workers), x @ np.concatenate(weights).T + np.concatenate(pieces, axis=1))
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_the_last_outputs_may_be_fewer_than_a_word(workers: int) -> None:
+    case = Case(epilogue=SUM)
+    x, w, bias = case.given(rounded(1, 40)), case.given(rounded(51, 40)), case.given(rounded(1, 51))
+    assert_rounded(case.run(51, workers), x @ w.T + bias)
 
 
 def test_the_row_is_normalised_and_scaled() -> None:
     case = Case(eps=1e-3)
     x, gain, w = case.given(rounded(1, 64)), case.given(rounded(64)), case.given(rounded(16, 64))
     assert_rounded(case.run(16, 3), x / np.sqrt(np.mean(x**2) + 1e-3) * gain @ w.T)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_norm_may_take_the_mean_away_and_add_to_its_gain(shifted: bool) -> None:
+    case = Case(eps=1e-3, offset=1.0, centred=True, shifted=shifted)
+    x, gain = case.given(np.abs(rounded(1, 64))), case.given(rounded(64))
+    shift = case.given(rounded(64)) if shifted else np.zeros(64)
+    w = case.given(rounded(16, 64))
+    assert_rounded(case.run(16, 3), ((x - x.mean()) / np.sqrt(x.var() + 1e-3) * (1 + gain) + shift) @ w.T)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 132])
@@ -80,7 +97,7 @@ def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:
     case = Case(merge=3)
     parts = case.given(rounded(3, 4, 16))
     lse = np.array([[3, -200, 0, -np.inf], [1, 5, 0, -np.inf], [-np.inf] * 4], np.float32)
-    case.given(np.repeat(lse[..., None], LINE, -1), DType.F32)
+    case.given(np.repeat(lse[..., None], LINE, axis=2), DType.F32)
     case.given(np.array([70]), DType.I64, Kind.INPUT)
     w = case.given(rounded(8, 64))
     weights = np.exp2(lse - np.array([3, 5, 0, 0], np.float32))

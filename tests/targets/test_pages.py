@@ -70,14 +70,19 @@ def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     return graphs
 
 
-def decoding(batch: int = 1) -> list[Graph]:
+def decoding(kind: str, batch: int = 1, **changes: Any) -> Callable[[], list[Graph]]:
     """A step that streams on sm_90a, where it has a kernel of its own."""
-    config = transformers.Qwen3Config(
-        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
-    )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
-    return [raise_sections(model, make_state(model, 64, 4, batch), (), 4)[1].graph]
+
+    def graphs() -> list[Graph]:
+        sizes = dict(
+            vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
+        )  # fmt: skip
+        config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+        model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+        return [raise_sections(model, make_state(model, 64, 4, batch), (), 4)[1].graph]
+
+    return graphs
 
 
 MADE = {
@@ -87,8 +92,16 @@ MADE = {
     "others": others,
     "adder float32": adder(torch.float32),
     "adder bfloat16": adder(torch.bfloat16),
-    "decoding bfloat16": decoding,
-    "decoding 3 in bfloat16": lambda: decoding(3),
+    "decoding bfloat16": decoding("Qwen3"),
+    "decoding 3 in bfloat16": decoding("Qwen3", 3),
+    "windows, wide heads bfloat16": decoding("Gemma3Text", head_dim=256, sliding_window=20, hidden_size=1152),
+    "windows, wide heads 2 in bfloat16": decoding("Gemma3Text", 2, head_dim=256, sliding_window=20, hidden_size=1152),
+    "narrow heads bfloat16": decoding("Olmo2", head_dim=48, num_attention_heads=9, num_key_value_heads=3, hidden_size=576),
+    "norms of all heads 2 in bfloat16": decoding("Olmo2", 2),
+    "biases, layer norms bfloat16": decoding(
+        "Starcoder2", vocab_size=511, num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384
+    ),
+    "partly turned heads bfloat16": decoding("GPTNeoX", num_key_value_heads=4),
 }
 
 
@@ -117,7 +130,9 @@ def test_the_pages_hold_every_operator() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_80"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "adder" in name else ()) for name in MADE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "adder" in name or "s bfloat16" in name else ()) for name in MADE]
+)
 def test_the_complete_page_of_a_gpu_compiles_with_nvcc(name: str, arch: str, tmp_path: Path) -> None:
     made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
     compiles(made.source.complete, tmp_path / "page.cu", "nvcc", "-std=c++20", *exactly(arch), "-c", "-o", str(tmp_path / "page.o"))

@@ -268,9 +268,9 @@ struct alignas(16) Chunk {
   T element[kElements];
 };
 
-// M dot products that share the loads of w: lanes take 16 bytes of w at a time, then fold in a fixed order
+// M products that share the loads of a row of w: lanes take 16 bytes of it at a time, then fold in a fixed order
 template <int M, int Depth, class X, class W>
-MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
+MKC_DEVICE void row_dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
   constexpr int kElements = Chunk<W>::kElements;
   MKC_UNROLL
   for (int i = 0; i < M; ++i) sums[i] = 0.0f;
@@ -293,6 +293,19 @@ MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&su
   MKC_UNROLL
   for (int i = 0; i < M; ++i) {
     for (int width = kTeamLanes / 2; width > 0; width /= 2) sums[i] += __shfl_xor_sync(0xFFFFFFFFu, sums[i], width);
+  }
+}
+
+// done(i, j, sum of x[i, :] w[j, :]) for M rows of x and `count` rows of w
+inline constexpr int kTeamDots = 1;  // rows of w that are handed to a team at once
+template <int M, int Depth, class X, class W, class Done>
+MKC_DEVICE void wide_dots(const X* x, long long x_step, const W* w, long long w_step, int count, Done done) {
+  for (int j = 0; j < count; ++j) {
+    float sums[M];
+    row_dots<M, Depth>(x, x_step, w + j * w_step, sums);
+    if (!team_leader()) continue;
+    MKC_UNROLL
+    for (int i = 0; i < M; ++i) done(i, j, sums[i]);
   }
 }
 

@@ -57,8 +57,10 @@ MKC_DEVICE uint64 clock_ns() {
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64>(now.tv_sec) * 1000000000ull + static_cast<uint64>(now.tv_nsec);
 }
-MKC_DEVICE void pause(uint32 spins) {  // spin first, then let other threads have the core
-  if (spins < 2048) {
+// Some 12 us of spinning, then let other threads have the core: the one we wait for may be among them. Sooner would lose
+// the core for milliseconds to busy strangers, at waits that tasks of uneven length make.
+MKC_DEVICE void pause(uint32 spins) {
+  if (spins < 512) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -267,28 +269,9 @@ MKC_DEVICE void column_reduce(int depth, int width, F f, Done done) {
   for (; column < width; ++column) column_block<R, M, 1>(depth, column, f, done);
 }
 
-// M dot products that share the loads of w: kWays accumulators each, folded in a fixed order
-template <int M, int Depth, class X, class W>
-MKC_DEVICE void wide_dots(const X* x, long long row_step, const W* w, float (&sums)[M]) {
-  constexpr int kWays = M == 1 ? 64 : 32;
-  float acc[M][kWays];
-  for (int i = 0; i < M; ++i)
-    for (int j = 0; j < kWays; ++j) acc[i][j] = 0.0f;
-  int k = 0;
-  for (; k + kWays <= Depth; k += kWays) {
-    for (int i = 0; i < M; ++i) {
-#pragma GCC ivdep
-      for (int j = 0; j < kWays; ++j) acc[i][j] += float(widen(x[i * row_step + k + j])) * float(widen(w[k + j]));
-    }
-  }
-  for (int i = 0; i < M; ++i) {
-    for (int j = 0; k + j < Depth; ++j) acc[i][j] += float(widen(x[i * row_step + k + j])) * float(widen(w[k + j]));
-    for (int width = kWays / 2; width > 0; width /= 2)
-      for (int j = 0; j < width; ++j) acc[i][j] += acc[i][j + width];
-    sums[i] = acc[i][0];
-  }
-}
-
 }  // namespace mkc
 
+#include <mkc/arch/host_pack.cuh>
+
+#include <mkc/arch/host_dots.cuh>
 #include <mkc/arch/host_strip.cuh>

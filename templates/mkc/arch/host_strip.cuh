@@ -12,54 +12,7 @@ MKC_DEVICE float* scratch() {  // memory that the teams of a worker share for th
 }
 MKC_DEVICE bool team_any(bool value) { return value; }
 MKC_DEVICE float team_swap(float value, int) { return value; }  // with the lane whose number differs by this bit
-
-// sixteen values in a register, or in as many as this machine needs
-using Pack = float __attribute__((vector_size(64)));
-using Words = uint16_t __attribute__((vector_size(32)));
-using WideWords = uint32 __attribute__((vector_size(64)));
-// the same where they lie in memory, aligned as their elements are; clang takes this only before the `=`
-using LoosePack __attribute__((aligned(4), may_alias)) = Pack;
-using LooseWords __attribute__((aligned(2), may_alias)) = Words;
-inline constexpr int kPack = 16;
-MKC_DEVICE Pack pack(const float* p) { return *reinterpret_cast<const LoosePack*>(p); }
-MKC_DEVICE WideWords wide_words(const void* p) {
-  return __builtin_convertvector(*static_cast<const LooseWords*>(p), WideWords);
-}
-MKC_DEVICE Pack pack(const bf16* p) { return reinterpret_cast<Pack>(wide_words(p) << 16); }
-MKC_DEVICE Pack pack(const f16* p) {  // not by the compiler's own conversion, which takes one element at a time
-  const WideWords bits = wide_words(p), magnitude = (bits & 0x7FFF) << 13;
-  const WideWords finite = reinterpret_cast<WideWords>(reinterpret_cast<Pack>(magnitude) * 0x1p112f);
-  const WideWords all = magnitude < (0x7C00u << 13) ? finite : magnitude | 0x7F800000;
-  return reinterpret_cast<Pack>(all | (bits & 0x8000) << 16);
-}
-MKC_DEVICE void unpack(Pack values, float* p) { *reinterpret_cast<LoosePack*>(p) = values; }
-
 MKC_DEVICE float exp_below(float x) { return exp(x); }  // of what is not positive
-
-struct Add {
-  template <class T>
-  MKC_DEVICE static T of(T a, T b) {
-    return a + b;
-  }
-};
-struct Highest {
-  template <class T>
-  MKC_DEVICE static T of(T a, T b) {
-    return a < b ? b : a;
-  }
-};
-// four folds at once, in a fixed order; the results lie in elements 0, 4, 8 and 12
-template <class R>
-MKC_DEVICE Pack fold_four(Pack a, Pack b, Pack c, Pack d) {
-  const Pack ab = R::of(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-                        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
-  const Pack cd = R::of(__builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-                        __builtin_shufflevector(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
-  Pack all = R::of(__builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
-                   __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
-  all = R::of(all, __builtin_shufflevector(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-  return R::of(all, __builtin_shufflevector(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-}
 
 template <class T, int Width, int Widest, int Run, int Least, int Ahead>
 struct Strip {
@@ -94,7 +47,7 @@ struct Strip {
         for (int n = 0; n < M * kTile; ++n) sums[n] += pack(&x[n / kTile][k]) * pack(rows[j + n % kTile].row + k);
       const Pack folded = fold_four<Add>(sums[0], sums[1], sums[2], sums[3]);
       for (int n = 0; n < M * kTile; ++n) {
-        float rest = folded[4 * n];
+        float rest = folded[n];
         for (int k = kPacked; k < Width; ++k) rest += x[n / kTile][k] * float(widen(rows[j + n % kTile].row[k]));
         products[n / kTile][j + n % kTile] = rest;
       }

@@ -1,6 +1,6 @@
 // out = softmax(scale q kT + mask) v: a few rows at a time meet the keys in blocks, and keep a running softmax.
-// What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees. With several
-// parts, each takes every so manyth chunk of keys and leaves its sums, maximum and total for attention_merge.
+// What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees, and then perhaps
+// a window: how many keys up to that one. With several parts, each takes every so manyth chunk of keys and leaves its sums, maximum and total for attention_merge.
 #pragma once
 
 #include <mkc/expr.cuh>
@@ -24,7 +24,7 @@ template <class First, class... Others>
 inline constexpr int first_rank<First, Others...> = First::kRank;
 
 // kRun elements are loaded at once. Rest: the limit if there is one, then the numbers of the parts if there are many.
-template <int kRun, class Scale, int kParts, int kChunk, class Out, class Q, class K, class V, class... Rest>
+template <int kRun, class Scale, int kParts, int kChunk, int kWindow, class Out, class Q, class K, class V, class... Rest>
 struct AttentionBy {
   using T = typename K::Element;
   static constexpr int kHeads = Q::extent(1), kGroup = kHeads / K::extent(1);
@@ -43,6 +43,7 @@ struct AttentionBy {
   static constexpr int kBlock = kDeep * kSlots;    // keys that a team looks at together
   static constexpr int kBlocks = kBlock < kChunk ? kChunk / kBlock : 1;  // of a chunk
   static constexpr bool kLimited = sizeof...(Rest) > (kParts > 1), kMasked = kLimited && first_rank<Rest...> == 4;
+  static constexpr bool kHides = kMasked || kWindow > 0;  // keys among those that are looked at
   static constexpr int kEntry = kWidth + 2;  // floats of a row's softmax in scratch memory
   static constexpr int kEntries = kScratchFloats / kMaxTeams / kEntry;  // of each team
   static_assert(kEntries > 0, "the values of a head are too wide for scratch memory");
@@ -146,11 +147,11 @@ struct AttentionBy {
       }
       any |= wanted[j];
     });
-    if (kMasked && !team_any(any)) return;
+    if (kHides && !team_any(any)) return;
     KeyStrip key_strip[kDeep];
     ValueStrip value_strip[kDeep];
     KeyStrip::ahead([&](int j) {
-      const int at = !kMasked || wanted[j] ? keys.begin + j * kSlots + KeyStrip::slot() : keys.end;
+      const int at = !kHides || wanted[j] ? keys.begin + j * kSlots + KeyStrip::slot() : keys.end;
       key_strip[j].read(key, K::step(2), at, keys.end);
       value_strip[j].read(value, V::step(2), at, keys.end);
     });
@@ -179,8 +180,10 @@ struct AttentionBy {
   template <class Limit>
   MKC_DEVICE static float limit_of(const Limit& limit, const Rows& rows, int i, int key) {
     const int head = rows.head_of(i), position = rows.position_of(i);
-    if constexpr (Limit::kRank == 3) return penalty(key <= limit(rows.batch, head, position));
-    else return penalty(load(limit(rows.batch, head, position, key)));
+    if constexpr (Limit::kRank == 3) {
+      const int64 last = limit(rows.batch, head, position);
+      return penalty(key <= last && (kWindow == 0 || key > last - kWindow));
+    } else return penalty(load(limit(rows.batch, head, position, key)));
   }
   MKC_DEVICE static float penalty(bool sees) { return sees ? 0.0f : -kInf; }
   MKC_DEVICE static float penalty(float added) { return added; }
@@ -194,13 +197,15 @@ struct AttentionBy {
   template <int M, class Limit>
   MKC_DEVICE static Range interval(const Limit& limit, const Rows& rows, bool share) {
     if constexpr (Limit::kRank == 3) {
-      int64 end = 0;
+      int64 begin = kWindow > 0 ? kKeys : 0, end = 0;
       MKC_UNROLL
       for (int i = 0; i < M; ++i) {
         const int64 last = limit(rows.batch, rows.head_of(i), rows.position_of(i));
         end = last < end ? end : (last < kKeys ? last + 1 : kKeys);
+        const int64 first = last < kWindow ? 0 : last - kWindow + 1;
+        begin = first < begin ? first : begin;
       }
-      return {0, static_cast<int>(end)};
+      return {static_cast<int>(begin), static_cast<int>(end)};
     } else {
       const int stride = kTeamLanes * (share ? teams() : 1), first = kTeamLanes * (share ? team() : 0);
       int begin = kKeys, end = 0, grain = first;
@@ -331,14 +336,14 @@ struct AttentionBy {
   }
 };
 
-template <class Scale, int kParts, int kChunk, class Out, class Q, class K, class V, class... Rest>
+template <class Scale, int kParts, int kChunk, int kWindow, class Out, class Q, class K, class V, class... Rest>
 struct Attention {
   using T = typename K::Element;
   static constexpr int kMost = kBytesAtOnce < sizeof(T) ? 1 : kBytesAtOnce / sizeof(T);
   static constexpr int kRun = common_divisor(kMost, K::extent(3), V::extent(3), Q::step(0), Q::step(1), Q::step(2),
                                              K::step(0), K::step(1), K::step(2), V::step(0), V::step(1), V::step(2));
   template <int kAtOnce>
-  using By = AttentionBy<kAtOnce, Scale, kParts, kChunk, Out, Q, K, V, Rest...>;
+  using By = AttentionBy<kAtOnce, Scale, kParts, kChunk, kWindow, Out, Q, K, V, Rest...>;
 
   MKC_DEVICE static void run(void* const* p, const Range* r) {
     const auto aligned = [=](int n) { return reinterpret_cast<uint64>(p[n]) % (kRun * sizeof(T)) == 0; };

@@ -1,7 +1,8 @@
 // Attention of one new token: rotates q and k, appends k and v to their cache, and sees every `Splits`-th block of keys
 #pragma once
 
-#include <mkc/worker_sm90.cuh>
+#include <mkc/any_attention.cuh>
+#include <mkc/expr.cuh>
 
 namespace mkc::ops {
 
@@ -29,12 +30,13 @@ constexpr int kApart<View<T, Shape<Batch, D>, Stride<Step, 1>>> = Step;
 template <class First, class Second, class... More>
 constexpr int kApart<First, Second, More...> = kApart<Second, More...>;  // of the last
 
+// For heads of 64 or 128 that are turned whole or not at all, and rows that are published one after the other.
 // Operands: parts, lse, the caches; q, k, v, position, the caches, the gains with Norm, cos and sin with Rotary.
 // A task is a sequence, where there are several, a head of keys and a split. Rows of a tensor core's fragments are the heads
 // of q that share those keys.
 template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, class Keys,
-          class Values, class Q, class K, class V, class Position, class KeysIn, class ValuesIn, class... Rest>
-struct DecodeAttention {
+          class Values, class Q, class K, class V, class... Rest>
+struct SwiftAttention {
   using Of = CacheOf<Keys>;
   static constexpr int kBatch = Of::kBatch, KvHeads = Of::kHeads, Room = Of::kRoom;
   static constexpr long long Step0 = Of::kStep0, Step1 = Of::kStep1;
@@ -389,5 +391,28 @@ struct DecodeAttention {
     for (int word = talk.thread(); word < kGroup * kLine; word += kTalkThreads) store_word(Lse(p[1]).data + head * kLine + word, word_of(kLeast, talk.use));
   }
 };
+
+template <bool Is, class First, class Then>
+struct Either {
+  using Type = First;
+};
+template <class First, class Then>
+struct Either<false, First, Then> {
+  using Type = Then;
+};
+template <class First, class Then>
+constexpr bool kSame = false;
+template <class Type>
+constexpr bool kSame<Type, Type> = true;
+template <class Rows, int D>
+constexpr bool kFollow = kIsPublished<Rows> && kStep<Rows> == D;
+
+template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, class Parts,
+          class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
+struct DecodeAttention
+    : Either<(D == 64 || D == 128) && (Turned == 0 || Turned == D) && kSame<Offset, Const<0.0f>> && Window == 0 && Shares == 1 && kFollow<Q, D> &&
+                 kFollow<K, D> && kFollow<V, D> && sizeof(typename LastElement<Rest...>::Type) == 2,
+             SwiftAttention<Scale, Eps, Norm, (Turned > 0), Splits, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>,
+             AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>>::Type {};
 
 }  // namespace mkc::ops

@@ -45,16 +45,13 @@ struct Linear {
   }
   template <int M>
   MKC_DEVICE void dots_of(Range n, int row) const {
-    for (int column = n.begin + team(); column < n.end; column += teams()) {
-      float sums[M];
-      dots<M, X::extent(1), X::step(1), W::step(1)>(&x(row, 0), X::step(0), &w(column, 0), sums);
-      if (team_leader()) {
-        MKC_UNROLL
-        for (int i = 0; i < M; ++i) {
-          const auto at = [=](const auto& view) -> auto& { return view(row + i, column); };
-          store(at(y), extras.template of<Expr>(at, sums[i]));
-        }
-      }
+    for (int begin = n.begin + team() * kTeamDots; begin < n.end; begin += teams() * kTeamDots) {
+      const int count = n.end - begin < kTeamDots ? n.end - begin : kTeamDots;
+      dots<M, X::extent(1), X::step(1), W::step(1)>(
+          &x(row, 0), X::step(0), &w(begin, 0), W::step(0), count, [=, this](int i, int j, float sum) {
+            const auto at = [=](const auto& view) -> auto& { return view(row + i, begin + j); };
+            store(at(y), extras.template of<Expr>(at, sum));
+          });
     }
   }
 };

@@ -12,7 +12,7 @@ struct Matmul {
   static constexpr int kRows = 4;  // of x that share one pass over a row of w
   // w stands as [k, n] in memory: lanes go along n, and each sums on its own
   static constexpr bool kColumns = W::step(kBatch + 1) != 1 && W::step(kBatch) == 1;
-  static constexpr int kBlock = kColumns ? kTeamColumns : 1;
+  static constexpr int kBlock = kColumns ? kTeamColumns : kTeamDots;
 
   Y y;
   X x;
@@ -40,17 +40,14 @@ struct Matmul {
     constexpr long long kDown = X::step(kBatch), kAlong = X::step(kBatch + 1), kDeep = W::step(kBatch + 1);
     const auto* a = &at_row(x, batch, row, 0);
     const auto* b = &at_row(w, batch, begin, 0);
+    const auto done = [=, this](int i, int j, float sum) { finish(batch, row + i, begin + j, sum); };
     if constexpr (kColumns) {
-      column_reduce<fold::sum, M>(
-          kDepth, width, [=](int i, int j, int k) { return float(load(a[i * kDown + k * kAlong])) * float(load(b[j + k * kDeep])); },
-          [=, this](int i, int j, float sum) { finish(batch, row + i, begin + j, sum); });
+      const auto product = [=](int i, int j, int k) {
+        return float(load(a[i * kDown + k * kAlong])) * float(load(b[j + k * kDeep]));
+      };
+      column_reduce<fold::sum, M>(kDepth, width, product, done);
     } else {
-      float sums[M];
-      dots<M, kDepth, kAlong, kDeep>(a, kDown, b, sums);
-      if (team_leader()) {
-        MKC_UNROLL
-        for (int i = 0; i < M; ++i) finish(batch, row + i, begin, sums[i]);
-      }
+      dots<M, kDepth, kAlong, kDeep>(a, kDown, b, W::step(kBatch), width, done);
     }
   }
   MKC_DEVICE void finish(const int* batch, int row, int column, float sum) const {

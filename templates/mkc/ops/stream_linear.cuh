@@ -4,7 +4,7 @@
 #include <mkc/best.cuh>
 #include <mkc/expr.cuh>
 #include <mkc/rows.cuh>
-#include <mkc/worker_sm90.cuh>
+#include <mkc/worker_stream.cuh>
 
 namespace mkc::ops {
 
@@ -14,18 +14,28 @@ template <int Tiles, int F>
 struct Passage {
   static constexpr int kSlots = (Tiles * F + 3) / 4;
   static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
-  static constexpr int batch() {              // slots in registers at once: whole tiles, or a whole share of one
+  static constexpr int even_batch() {         // slots in registers at once: whole tiles, or a whole share of one
     if (kHeld) return kSlots;
-    for (int slots = 6; slots > 1; --slots)
+    for (int slots = kRollingSlots; slots > 1; --slots)
       if (slots * 4 % F == 0) return slots;
-    for (int slots = 5; slots > 1; --slots)
+    for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
-    return 1;
+    return 0;
   }
-  static constexpr int kBatch = batch(), kFragments = kBatch * 4;
-  static constexpr bool kWhole = kHeld || kFragments % F == 0;
-  static_assert(kWhole || F % kFragments == 0, "the compiler pads a depth so that batches fit it");
-  static constexpr int kTilesABatch = kWhole ? kFragments / F : 1;
+  // Where no batch is even, batches take turns: those of a period, in which whole slots make whole tiles.
+  static constexpr bool kTurns = even_batch() == 0;
+  static constexpr int kPeriodTiles = F % 4 == 0 ? 1 : F % 2 == 0 ? 2 : 4, kPeriod = kPeriodTiles * F / 4;  // tiles, slots
+  static constexpr int kMost = kRollingSlots - 1;  // slots of a batch; the first few may have one more than the others
+  static constexpr int kTurn = (kPeriod + kMost - 1) / kMost;
+  static_assert(!kTurns || kPeriod <= 20, "the compiler pads a depth so that batches fit it");
+  static constexpr int kShort = kPeriod / kTurn, kLong = kPeriod % kTurn;  // slots of a short batch, and how many have one more
+  static constexpr int turn_of(int slot) {
+    return slot < kLong * (kShort + 1) ? slot / (kShort + 1) : kLong + (slot - kLong * (kShort + 1)) / kShort;
+  }
+  static constexpr int begin_of(int turn) { return turn * kShort + (turn < kLong ? turn : kLong); }
+  static constexpr int kBatch = kTurns ? kShort + (kLong > 0) : even_batch(), kFragments = kBatch * 4;
+  static constexpr bool kWhole = kHeld || (!kTurns && kFragments % F == 0);
+  static constexpr int kTilesABatch = kTurns ? kPeriodTiles : kWhole ? kFragments / F : 1;
   static constexpr int kRound = kHeld ? Tiles : kMaxTiles / kTilesABatch * kTilesABatch;  // tiles between two meetings
   static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
 };
@@ -49,6 +59,19 @@ struct Inputs {
     }
   }
 };
+
+// The inputs of a slot's four fragments, of which the first is number `first` of a tile; the others may be of the next.
+template <int F>
+MKC_DEVICE void take_slot(Inputs<F, 4>& x, uint32 input, int first) {
+  constexpr int kTogether = F % 4 == 0 ? 4 : F % 2 == 0 ? 2 : 1;
+  MKC_UNROLL
+  for (int i = 0; i < 4; i += kTogether) {
+    Inputs<F, kTogether> some;
+    some.take(input, (first + i) % F);
+    MKC_UNROLL
+    for (int j = 0; j < kTogether; ++j) x.b[i + j][0] = some.b[j][0], x.b[i + j][1] = some.b[j][1];
+  }
+}
 
 struct Sums {  // of a tile: two chains, so that one mma need not wait for the one before
   float even[4], odd[4];
@@ -89,6 +112,31 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
     }
     MKC_UNROLL
     for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder);
+  } else if constexpr (P::kTurns) {
+    constexpr bool kKept = F <= 16;  // in registers for all tiles
+    Inputs<F, kKept ? F : 4> x;
+    if (kKept) x.take(input, 0);
+    Sums s;
+    int tile = 0;
+    MKC_NO_UNROLL
+    for (int slot = 0; slot < P::kSlots; slot += P::kPeriod, tile += P::kPeriodTiles) {
+      if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+      MKC_UNROLL
+      for (int i = 0; i < P::kPeriod * 4; ++i) {
+        const int f = i % F, here = i / 4, turn = P::turn_of(here), held = here - P::begin_of(turn);
+        if (f == 0) s.clear();
+        if constexpr (!kKept)
+          if (i % 4 == 0) take_slot<F>(x, input, f);
+        s.add(f, w[held][i % 4], x.b[kKept ? f : i % 4]);
+        if (i % 4 == 3) {  // the slot that takes this one's place, if the next turn has one, in the order of the ring
+          const int next = P::begin_of(turn + 1) + held;
+          if (next < P::begin_of(turn + 2) || turn + 1 == P::kTurn)
+            if (slot + next < P::kSlots) c.ring.fetch(w[held]);
+          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < P::kSlots) c.ring.fetch(w[P::kBatch - 1]);
+        }
+        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * 32, holder);
+      }
+    }
   } else if constexpr (P::kWhole) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
     Inputs<F, F> x;
@@ -142,7 +190,7 @@ struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
   MKC_DEVICE void read(Talk&, void* p, int n, int row = 0) {
     const View<T, Shape<M, N>, Stride<S0, S1>> view(p);
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(row, n + i)));
+    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(row, N % 4 == 0 || n + i < N ? n + i : N - 1)));
   }
 };
 template <class S, long long Step>
@@ -155,6 +203,36 @@ struct FourOf<Words<bf16, S, Stride<Step, 1>>> {
     talk.poll([&] { return is_of(word = load_word(words.data + row * (Step / 4) + n / 4), use_bits(talk.use)); });
     const uint32 front = static_cast<uint32>(word) & ~kUseBits, back = static_cast<uint32>(word >> 32) & ~kUseBits;
     v = {low(front) * kUnscaled, high(front) * kUnscaled, low(back) * kUnscaled, high(back) * kUnscaled};
+  }
+};
+
+// The extra operand that comes in pieces, one beside the other: the views after the first `Skip`.
+template <int Skip, class... V>
+struct Pieces {
+  Four v;
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    (read_piece<V>(talk, *p++, n), ...);
+  }
+  template <class Expr, class... Values>
+  MKC_DEVICE float of(int i, Values... values) const {
+    return float(Expr::of(values..., v.at[i]));
+  }
+
+ private:
+  template <class Piece, class Talk>
+  MKC_DEVICE void read_piece(Talk& talk, void* p, int& n) {  // n counts from the piece's first
+    FourOf<Piece> four;
+    if (n >= 0 && n < Piece::extent(1)) four.read(talk, p, n), v = four.v;
+    n -= Piece::extent(1);
+  }
+};
+template <int Skip, class First, class... Rest>
+  requires(Skip > 0)
+struct Pieces<Skip, First, Rest...> : Pieces<Skip - 1, Rest...> {
+  template <class Talk>
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
+    Pieces<Skip - 1, Rest...>::read(talk, p + 1, n);
   }
 };
 
@@ -190,14 +268,26 @@ struct Extras<0, First, Rest...> {
   }
 };
 
-// Operands: y, x, then gain [K] with Norm, lse [S, H, kLine] and position when Merge > 0, then extras. When Best > 0, y has an
-// entry for every so many outputs, a task's, which says which of them is the best.
-template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
+template <bool InPieces, int Skip, class... V>
+struct ExtrasOrPieces {
+  using Type = Extras<Skip, V...>;
+};
+template <int Skip, class... V>
+struct ExtrasOrPieces<true, Skip, V...> {
+  using Type = Pieces<Skip, V...>;
+};
+
+// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H, kLine] and position when Merge > 0, then extras, or
+// the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's, which says which of them is the best.
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
+          bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
   static constexpr bool kNorm = Norm;
   static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
+  static constexpr int kBefore = Norm + Shifted + 2 * (Merge > 0);  // operands before the extras
   using P = Passage<Tiles, Fragments>;
+  static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   template <class Page>
@@ -216,11 +306,12 @@ struct StreamLinear {
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int word = talk.thread();  // has four outputs of a round
     const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
-    Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f;
     if constexpr (Merge > 0) merge(talk, p);
+    else if constexpr (Centred) scale = centred(talk, p);
     else input(talk, p);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
@@ -228,8 +319,8 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (kNorm && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, scale, extras, misfit, best);
+      if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
+      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
@@ -259,7 +350,7 @@ struct StreamLinear {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, float scale, const E& extras, uint32& misfit,
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, int end, float scale, const E& extras, uint32& misfit,
                                 mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
@@ -272,13 +363,15 @@ struct StreamLinear {
     }
     if constexpr (Best > 0) {
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
+      for (int i = 0; i < 4; ++i)
+        if (n + i < end) best.see(v.at[i], n + i);
     } else if constexpr (kIsPublished<Y>) {
       store_word(Y(y).data + n / 4, word_of(v, use_bits(talk.use), misfit));
     } else {
       const Y out(y);
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) store(out(0, n + i), v.at[i]);
+      for (int i = 0; i < 4; ++i)
+        if (n + i < end) store(out(0, n + i), v.at[i]);
     }
   }
 
@@ -302,13 +395,21 @@ struct StreamLinear {
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column < kPadded / 8) store_shared(talk.input + column * 16, kNorm ? product(v[j], gain[j]) : v[j]);
+        if (column < kPadded / 8) store_shared(talk.input + column * 16, kNorm ? scaled(v[j], gain[j]) : v[j]);
       }
       if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
       MKC_UNROLL
       for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of(v[j]);
     }
     if constexpr (kNorm) talk.add_up(squares);
+  }
+  MKC_DEVICE static Quad scaled(const Quad& v, const Quad& gain) {
+    if (Offset::of() == 0.0f) return product(v, gain);
+    float value[8], by[8];
+    eight(v, value), eight(gain, by);
+    MKC_UNROLL
+    for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
+    return eight(value);
   }
   MKC_DEVICE static float squares_of(const Quad& v) {
     float value[8], squares = 0.0f;
@@ -319,6 +420,45 @@ struct StreamLinear {
       squares += value[i] * value[i];
     }
     return squares;
+  }
+  // The same for a norm that takes away the mean: the whole row is held until that is known. What is laid into shared
+  // memory is the norm; returns the scale of the sums.
+  template <class Page>
+  MKC_DEVICE static float centred(Talk<Page>& talk, void* const* p) {
+    const int first = talk.thread();
+    Quad v[kColumns];
+    if constexpr (kIsPublished<X>) talk.let_others_finish();
+    bring<kColumns>(talk, X(p[1]), first, v);
+    float sum = 0.0f, squares = 0.0f;
+    each(first, v, [&](float x) { sum += x; });
+    const float mean = talk.total(sum) * (1.0f / Depth);
+    each(first, v, [&](float x) { squares += (x - mean) * (x - mean); });
+    const float scale = rsqrt(talk.total(squares) * (1.0f / Depth) + Eps::of());
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first + j * kTalkThreads;
+      float value[8] = {}, by[8], plus[8] = {};
+      if (column < Depth / 8) {
+        eight(v[j], value), eight(*(static_cast<const Quad*>(p[2]) + column), by);
+        if constexpr (Shifted) eight(*(static_cast<const Quad*>(p[3]) + column), plus);
+        MKC_UNROLL
+        for (int i = 0; i < 8; ++i) value[i] = (value[i] * (kIsPublished<X> ? kUnscaled : 1.0f) - mean) * scale * (by[i] + Offset::of()) + plus[i];
+      }
+      if (column < kPadded / 8) store_shared(talk.input + column * 16, eight(value));
+    }
+    talk.input_is_ready();
+    return 1.0f;
+  }
+  template <class Visit>
+  MKC_DEVICE static void each(int first, const Quad (&v)[kColumns], Visit visit) {
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      float value[8];
+      eight(v[j], value);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i)
+        if (first + j * kTalkThreads < Depth / 8) visit(value[i] * (kIsPublished<X> ? kUnscaled : 1.0f));
+    }
   }
   template <int Count, class Page, class S, class D>
   MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {

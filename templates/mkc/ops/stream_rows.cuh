@@ -194,8 +194,8 @@ constexpr int kEntriesOf<Words<T, Shape<Batch, Entries, 2>, D>> = Entries;
 
 // Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and [B, K], lse [S, B, H], positions [B].
 // `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
-template <class Expr, class Eps, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best, int Batch,
-          int Chunk, int Most, class Y, class X, class... Rest>
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best,
+          int Batch, int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
   static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
   static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
@@ -353,7 +353,7 @@ struct StreamRows {
             for (int i = 0; i < 8; ++i) {
               if (kIsPublished<X>) value[i] *= kUnscaled;
               if (is_first) squares[row] += value[i] * value[i];
-              value[i] *= by[i];
+              value[i] *= by[i] + Offset::of();
             }
             q = eight(value);
           }

@@ -1,69 +1,12 @@
-// The streaming worker of Hopper: loaders fill a ring with weights, compute warps multiply, others talk to the world, and
-// a herald brings the tasks to come.
+// The streaming worker: weights come through a ring, compute warps multiply, others talk to the world, and a herald brings the
+// tasks to come. The page says which ring.
 #pragma once
 
-#include <mkc/arch/sm90.cuh>
+#include <mkc/arch/stream.cuh>
+#include <mkc/block.cuh>
 #include <mkc/worker.cuh>
 
 namespace mkc {
-
-constexpr int kSlotBytes = 16384, kWarpBytes = 2048;  // a slot of the ring, and each compute warp's share of it
-constexpr int kComputeWarps = 8, kTalkWarps = 4, kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at rest
-constexpr int kComputeThreads = kComputeWarps * 32, kTalkThreads = kTalkWarps * 32;
-constexpr int kBothThreads = kComputeThreads + kTalkThreads;
-constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
-// Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
-constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40;
-static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
-constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that a warp, and all of them, see at once
-constexpr int kLine = 16;  // words of a line of memory
-constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
-constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
-constexpr uint32 kUnknown = 0xFFFFFFFFu;
-constexpr int kEntries = 8;  // tasks held in shared memory: this one and those to come
-
-// Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
-enum Meeting : int {
-  kInputReady = 1,  // talk -> compute: the input lies in shared memory
-  kSumsReady = 2,   // compute -> talk: so do the sums
-  kSumsTaken = 3,   // talk -> compute: the next round of sums may be written
-  kStepBegins = 4,  // talk -> compute: whether there is another step
-  kAmongTalk = 5,
-  kTaskBegins = 6,  // talk -> compute: what the task waited for has come
-};
-
-// Where things lie in dynamic shared memory.
-template <class Page>
-struct Block {
-  static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
-  static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
-  static constexpr int kGo = kControl + 32, kLast = kControl + 36, kPosition = kControl + 48;
-  static constexpr int kBrought = kControl + 64, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
-  static constexpr int kTasks = kDone + 8 * kEntries, kSums = kTasks + kEntries * int(sizeof(Entry));
-  static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
-};
-
-// A compute warp's place in the ring.
-template <class Page>
-struct Ring {
-  uint32 address, full, end, parity;
-  bool leader;
-  MKC_DEVICE Ring(uint32 base, int warp, int lane)
-      : address(opaque(base + warp * kWarpBytes + lane * 16)),
-        full(opaque(base + Block<Page>::kFull)),
-        end(address + Page::kRingSlots * kSlotBytes),
-        parity(0),
-        leader(lane == 0) {}
-  MKC_DEVICE void fetch(Quad (&w)[4]) {
-    barrier_wait(full, parity);
-    MKC_UNROLL
-    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * 512);
-    __syncwarp();
-    if (leader) barrier_arrive(full + 8 * Page::kRingSlots);
-    address += kSlotBytes, full += 8;
-    if (address == end) address -= Page::kRingSlots * kSlotBytes, full -= 8 * Page::kRingSlots, parity ^= 1;
-  }
-};
 
 // Tasks by their number among all that this worker has run. They are brought in the order of its queue.
 template <class Page>
@@ -98,8 +41,8 @@ struct Compute {
   uint32 base, input, sums;  // shared addresses
   int warp, lane;
   uint32 number = 0, early = 0;  // of the task among all that this worker has run; whether it may begin before its input
-  MKC_DEVICE Compute(uint32 base, int warp, int lane)
-      : ring(base, warp, lane),
+  MKC_DEVICE Compute(const Launch& l, uint32 base, uint32 id, int warp, int lane)
+      : ring(l, base, id, warp, lane),
         base(base),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
@@ -210,6 +153,12 @@ struct Talk {
     turn ^= 16;
     return (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
   }
+  // The same, at once.
+  MKC_DEVICE float total(float v) {
+    add_up(v);
+    meet(kAmongTalk, kTalkThreads);
+    return added_up();
+  }
   MKC_DEVICE void dawdle(uint32 moment) const {  // test builds: each warp for itself
     if (Page::kDelay && team_leader()) worker.dawdle(index, moment * kTalkWarps + team());
   }
@@ -228,15 +177,24 @@ struct Herald {
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(tasks.base, at); }
 
   MKC_DEVICE void bring(uint32 number) {
-    if (thread() == 0) {
-      barrier_expect(tasks.brought(number), sizeof(Entry));
-      bulk_copy(tasks.place(number), l.entries + coming, sizeof(Entry), tasks.brought(number));
-    }
+    copy_entry(tasks.place(number), l.entries + coming, tasks.brought(number), thread());
     if (++coming == end) coming = begin;
+  }
+  MKC_DEVICE void first() {
+    for (uint32 number = 0; number < kEntries; ++number) bring(number);
+  }
+  // Where no warp does nothing else: when this talking warp is done with a task, and the others are with the one before.
+  MKC_DEVICE void after(uint32 number) {
+    if (number > 0) {
+      barrier_wait(tasks.done(number - 1), Tasks<Page>::parity(number - 1));
+      bring(number - 1 + kEntries);
+    }
+    const Entry& entry = tasks.await(number + 2);
+    Page::ahead(entry.task.body, *this, entry.operands, entry.task.ranges);
   }
   MKC_DEVICE void run() {
     if (begin == end) return;
-    for (uint32 number = 0; number < kEntries; ++number) bring(number);
+    first();
     uint32 number = 0;
     for (;; ++number) {
       const Entry& entry = tasks.await(number + 2);
@@ -264,53 +222,8 @@ MKC_DEVICE void run_together(void* const* operands, const Range* ranges, const F
 }
 
 template <class Page>
-MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
-  constexpr int kShare = kSlotBytes / kLoadWarps;
-  const uint32 full = base + Block<Page>::kFull, empty = base + Block<Page>::kEmpty;
-  const uint64 policy = evict_first();
-  uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, next = cycles() + l.pace / kLoadWarps * loader;
-  bool open = true;
-  uint32 last = kUnknown;  // slots to issue in all, once that is known: those of the steps run, and a full ring
-  const auto issue = [&](const uint8* from) {
-    while (!barrier_passed(empty + 8 * slot, parity)) {
-      if (last == kUnknown) last = load_shared_word(base + Block<Page>::kLast);
-      if (issued >= last) return false;
-    }
-    if (issued >= l.window) {
-      barrier_wait(full + 8 * behind, behind_parity);
-      if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
-    }
-    if (l.pace) {
-      uint32 now;
-      while (static_cast<int32>((now = cycles()) - next) < 0) {
-      }
-      next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace;
-    }
-    barrier_expect(full + 8 * slot, kShare);
-    bulk_copy(base + slot * kSlotBytes + loader * kShare, from + loader * kShare, kShare, full + 8 * slot, policy);
-    ++issued;
-    if (++slot == Page::kRingSlots) slot = 0, parity ^= 1;
-    return true;
-  };
-  const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
-  if (begin == end) return;
-  Stream following = l.streams[begin];
-  for (uint32 step = 0; open && step < l.steps[0]; ++step)
-    for (uint32 i = begin; open && i < end; ++i) {
-      const Stream stream = following;
-      following = l.streams[i + 1 < end ? i + 1 : begin];
-      const uint8* from = l.packed + stream.offset;
-      for (uint32 n = 0; open && n < stream.slots; ++n, from += kSlotBytes) open = issue(from);
-    }
-  while (behind != slot || behind_parity == parity) {  // shared memory must outlive every copy into it
-    barrier_wait(full + 8 * behind, behind_parity);
-    if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
-  }
-}
-
-template <class Page>
 MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int warp, int lane) {
-  Compute<Page> c(base, warp, lane);
+  Compute<Page> c(l, base, id, warp, lane);
   const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
   Stream following = l.streams[begin < end ? begin : 0];
   for (uint32 first = 0;; first += l.bounds[id + 1] - l.bounds[id]) {
@@ -323,6 +236,7 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
       Page::compute(stream.body, c);
     }
   }
+  c.ring.close();
 }
 
 // The tasks of a worker, step after step. A streaming kernel has one section: the ring is filled for the steps to come.
@@ -331,9 +245,13 @@ struct Talker {
   Worker<Page>& worker;
   Talk<Page> talk;
   Tasks<Page> tasks;
+  Herald<Page> herald;
 
   MKC_DEVICE Talker(Worker<Page>& w, uint32 base)
-      : worker(w), talk(w, base, w.l.bounds[w.id], w.l.bounds[w.id + 1]), tasks{base} {}
+      : worker(w), talk(w, base, w.l.bounds[w.id], w.l.bounds[w.id + 1]), tasks{base}, herald(w.l, base, w.id) {
+    if (is_herald() && talk.begin < talk.end) herald.first();
+  }
+  MKC_DEVICE static bool is_herald() { return kSideWarps == 0 && team() == kTalkWarps - 1; }
 
   MKC_DEVICE void run(uint32 place) {
     const Entry& entry = tasks.await(talk.number);
@@ -354,6 +272,7 @@ struct Talker {
     if (Page::kTrace && lane() == 0) stamp(place, taken);
     __syncwarp();
     if (team_leader()) barrier_arrive(tasks.done(talk.number));
+    if (is_herald()) herald.after(talk.number);
     ++talk.number;
   }
   MKC_DEVICE void await(uint32 first, uint32 count) {
@@ -384,6 +303,7 @@ struct Talker {
       for (uint32 place = 0; place < talk.end - talk.begin; ++place) run(place);
       talk.aborted = any(talk.aborted);
     }
+    if (is_herald()) copies_done();
     worker.leave(used + worker.step);
   }
   MKC_DEVICE static bool any(bool value) {  // true for all talking threads when it is for one
@@ -401,27 +321,24 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(opaque(threadIdx.x % 32));
   const uint32 base = opaque(shared_address(memory));
   if (threadIdx.x == 0) {
-    for (int slot = 0; slot < Page::kRingSlots; ++slot) {
-      barrier_init(base + Block<Page>::kFull + 8 * slot, kLoadWarps);
-      barrier_init(base + Block<Page>::kEmpty + 8 * slot, kComputeWarps);
-    }
+    init_ring<Page>(base);
     for (int entry = 0; entry < kEntries; ++entry) {
-      barrier_init(base + Block<Page>::kBrought + 8 * entry, 1);
+      barrier_init(base + Block<Page>::kBrought + 8 * entry, kBringers);
       barrier_init(base + Block<Page>::kDone + 8 * entry, kTalkWarps);
     }
     store_shared(base + Block<Page>::kLast, kUnknown);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_are_set();
   }
   __syncthreads();
   if (warp < kComputeWarps) {
-    more_registers<kComputeRegisters>();
+    take_compute_registers();
     compute_streams<Page>(launch, base, id, warp, lane);
   } else if (warp < kComputeWarps + kTalkWarps) {
-    more_registers<kTalkRegisters>();
+    take_talk_registers();
     Worker<Page> worker(launch, id);
     Talker<Page>(worker, base).steps();
-  } else {
-    fewer_registers<kSideRegisters>();
+  } else if constexpr (kSideWarps > 0) {
+    take_side_registers();
     const int side = warp - kComputeWarps - kTalkWarps;
     if (side < kLoadWarps && lane == 0) load_weights<Page>(launch, base, id, side);
     if (side == kLoadWarps) Herald<Page>(launch, base, id).run();

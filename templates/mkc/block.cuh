@@ -1,0 +1,40 @@
+// The thread block of a streaming worker: the roles of its warps, where they meet, and where things lie in shared memory.
+#pragma once
+
+#include <mkc/abi.cuh>
+
+namespace mkc {
+
+constexpr int kSlotBytes = 16384, kWarpBytes = 2048;  // a slot of the ring, and each compute warp's share of it
+constexpr int kComputeWarps = 8, kTalkWarps = 4;
+constexpr int kComputeThreads = kComputeWarps * 32, kTalkThreads = kTalkWarps * 32;
+constexpr int kBothThreads = kComputeThreads + kTalkThreads;
+constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that a warp, and all of them, see at once
+constexpr int kLine = 16;  // words of a line of memory
+constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
+constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
+constexpr uint32 kUnknown = 0xFFFFFFFFu;
+constexpr int kEntries = 8;  // tasks held in shared memory: this one and those to come
+
+// Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
+enum Meeting : int {
+  kInputReady = 1,  // talk -> compute: the input lies in shared memory
+  kSumsReady = 2,   // compute -> talk: so do the sums
+  kSumsTaken = 3,   // talk -> compute: the next round of sums may be written
+  kStepBegins = 4,  // talk -> compute: whether there is another step
+  kAmongTalk = 5,
+  kTaskBegins = 6,  // talk -> compute: what the task waited for has come
+};
+
+// Where things lie in dynamic shared memory.
+template <class Page>
+struct Block {
+  static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
+  static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
+  static constexpr int kGo = kControl + 32, kLast = kControl + 36, kPosition = kControl + 48;
+  static constexpr int kBrought = kControl + 64, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
+  static constexpr int kTasks = kDone + 8 * kEntries, kSums = kTasks + kEntries * int(sizeof(Entry));
+  static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
+};
+
+}  // namespace mkc

@@ -1,0 +1,30 @@
+"""Decoders of many kinds on a GPU: their weights stream, and what they answer is as near to float64 as eager's."""
+
+from typing import Any
+
+import pytest
+from devices import on_gpu
+from laws.test_stream import MODELS, tiny
+
+import mkc
+from mkc.numerics import grade_answer
+
+DEEP = {  # whose batches of weights take turns: 7 and 14 fragments, 9 and 28
+    "1792": lambda: tiny("Llama", hidden_size=1792, intermediate_size=3584, vocab_size=9001),
+    "2304": lambda: tiny("Qwen2", hidden_size=2304, intermediate_size=6912, vocab_size=9000, num_attention_heads=36),
+}
+KINDS = MODELS | DEEP
+
+
+def lm(kind: str, device: str) -> Any:
+    return mkc.CausalLM(KINDS[kind]().to(device), max_length=192)
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_streams_and_is_as_near_to_float64_as_eager(kind: str) -> None:
+    made = lm(kind, "cuda")
+    assert made.compilation.program.streams
+    for length in (3, 61, 130):
+        graded = grade_answer(made, [(7 * i + length) % 70 for i in range(length)], 8)
+        assert graded.passed, f"{kind}, {length} tokens: {graded}"

@@ -1,0 +1,143 @@
+"""Pages of streaming workers: every architecture has its form of them, which compiles here and fits; newer GPUs run older forms."""
+
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from devices import on_gpu
+from laws.test_stream import MODELS, decoding, exact, tiny
+from oracle import interpreted
+
+import mkc
+from mkc.bench import models
+from mkc.compiler import Compilation, compile_graphs
+from mkc.errors import TargetError
+from mkc.frontend.decoding import make_state, raise_sections
+from mkc.ir.graph import Graph
+from mkc.numerics import grade_answer
+from mkc.ops._streaming import fragments
+from mkc.passes.render import lay_in
+from mkc.targets import cuda
+
+MOST_SPILLED = 128  # bytes of a thread, all of its bodies together
+WITHOUT_LOADERS = ("sm_80", "sm_86", "sm_87", "sm_89")
+TWINS = ("sm_86", "sm_87", "sm_103a", "sm_121a")  # of architectures that are compiled for anyway
+
+
+@cache
+def decode_step(name: str) -> Graph:
+    """One layer of a model in its real width, and its head; on meta, so without weights."""
+    sizes = dict(models.CONFIGURATIONS[name], num_hidden_layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.CONFIGURATIONS, name, sizes)
+        model = models.make(name, "meta", "bfloat16")
+    return raise_sections(model, make_state(model, 1024, 16), (), 16)[1].graph
+
+
+@cache
+def planned(name: str, arch: str) -> Compilation:
+    return compile_graphs([decode_step(name)], cuda.target(arch=arch))
+
+
+# ---- without a GPU
+
+
+def everywhere() -> list[Any]:
+    slow = {("qwen3-0.6b", arch) for arch in TWINS} | {("llama-3.2-1b", a) for a in cuda.ARCHITECTURES if a not in ("sm_80", "sm_120a")}
+    pairs = [(name, arch) for name in ("qwen3-0.6b", "llama-3.2-1b") for arch in cuda.ARCHITECTURES]
+    return [pytest.param(*pair, marks=pytest.mark.slow if pair in slow else ()) for pair in pairs]
+
+
+@pytest.mark.parametrize(("name", "arch"), everywhere())
+def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
+    made = planned(name, arch)
+    cubin = cuda.compile_cubin(made.source.complete, arch)
+    streams, taken = made.program.streams, cubin.resources
+    assert streams is not None
+    assert taken.spill_bytes <= MOST_SPILLED
+    assert taken.registers * (384 if arch in WITHOUT_LOADERS else 512) <= 65536
+    assert streams.shared_bytes + taken.shared_bytes <= made.target.scratch_bytes
+    assert "ignored" not in cubin.log  # registers that were to change hands
+
+
+@pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
+def test_the_ring_takes_the_shared_memory_there_is(arch: str) -> None:
+    small, target = arch in ("sm_86", "sm_89", "sm_120a", "sm_121a"), cuda.target(arch=arch)
+    streams = planned("qwen3-0.6b", arch).program.streams
+    assert streams is not None
+    assert streams.ring_slots == (3 if small else 7 if arch in WITHOUT_LOADERS else 11)
+    assert streams.paced == target.bulk_copies == (arch not in WITHOUT_LOADERS)
+
+
+def test_a_gpu_without_bulk_copies_does_without() -> None:
+    for arch, copies in (("sm_80", "cp.async.cg"), ("sm_90a", "cp.async.bulk")):
+        page = cuda.ptx(planned("qwen3-0.6b", arch).source.complete, arch)
+        assert copies in page
+        assert ("cp.async.bulk" in page) == ("setmaxnreg" in page) == (arch == "sm_90a")
+
+
+@pytest.mark.parametrize("ring", ["ring_sm80", "ring_sm90"])
+def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> None:
+    """A batch that is neither whole tiles nor a whole share of one is refused by the header."""
+    claims = [
+        f"static_assert(mkc::ops::Passage<{tiles}, {count}>::kBatch <= 6);"
+        for count in sorted({fragments(depth) for depth in range(256, 32768, 256)})
+        for tiles in (1, 2, 100)
+    ]
+    headers = [f"#include <mkc/{name}.cuh>" for name in (ring, "ops/stream_linear")]
+    cuda.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")
+
+
+@pytest.mark.parametrize(("arch", "workers"), [("sm_80", 108), ("sm_86", 7), ("sm_100a", 148), ("sm_120a", 170)])
+def test_the_plan_for_a_gpu_means_what_the_model_means(arch: str, workers: int) -> None:
+    state, section = decoding(MODELS["qwen3"](), 62)
+    run = interpreted([section], cuda.target(arch=arch, workers=workers), order=Random(workers))
+    assert run.compilation.program.streams is not None
+    run(list(state.tensors), steps=[3])
+    assert state.text(63, 3) == told_by_torch(62, 3)
+
+
+@cache
+def told_by_torch(start: int, steps: int) -> list[int]:
+    return exact("qwen3", steps, start)[0]
+
+
+def test_a_plan_runs_on_gpus_that_have_no_less() -> None:
+    archs = ("sm_86", "sm_80", "sm_120a", "sm_90a")
+    runs = {plan: [chip for chip in archs if refusal(plan, chip) is None] for plan in archs}
+    assert runs == {"sm_86": [*archs], "sm_80": ["sm_80", "sm_90a"], "sm_120a": ["sm_120a", "sm_90a"], "sm_90a": ["sm_90a"]}
+    assert "bytes of shared memory, and loaders with bulk copies, are more" in (refusal("sm_90a", "sm_80") or "")
+
+
+def refusal(plan: str, chip: str) -> str | None:
+    try:
+        cuda._require_likeness(planned("qwen3-0.6b", plan).program, cuda._CARDS[chip])
+    except TargetError as error:
+        return str(error)
+    return None
+
+
+# ---- with one
+
+
+@on_gpu
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90a", "sm_120a"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_the_form_of_another_gpu_runs_here(kind: str, arch: str) -> None:
+    """Its plan and its page, built for this GPU; the prompt's kernel too."""
+    here, there = cuda.target(0), cuda.target(arch=arch, workers=cuda.target(0).workers)
+    if (there.bulk_copies and not here.bulk_copies) or there.scratch_bytes > here.scratch_bytes:
+        pytest.skip(f"{here.arch} lacks what {arch} has")
+    deep: Any = dict(head_dim=128, num_attention_heads=8) if kind == "Qwen3" else {}
+    model = tiny(kind, hidden_size=512, intermediate_size=1536, num_hidden_layers=3, **deep).to("cuda")
+    lm = mkc.CausalLM(model, max_length=160, target=there)
+    assert lm.compilation.program.streams is not None
+    prompt = list(range(5, 75))
+    assert grade_answer(lm, prompt, 64).passed
+    tokens = lm.generate_ids(prompt, 64)
+    caches = [cache.view(torch.uint8).clone() for cache in lm.state.caches]
+    for _ in range(20):
+        assert lm.generate_ids(prompt, 64) == tokens
+        assert all(torch.equal(a, b.view(torch.uint8)) for a, b in zip(caches, lm.state.caches, strict=True))
