@@ -135,10 +135,11 @@ def test_parts_of_several_attentions_are_merged_for_each() -> None:
 @pytest.mark.parametrize("batch", range(2, 17))
 @pytest.mark.parametrize("outputs", [4, 8])
 def test_rows_leave_room_for_a_ring_and_a_thread_for_every_four_outputs(batch: int, outputs: int) -> None:
-    for depth in (64, 576, 1024, 1536, 2560, 3072, 4096, 6144, 8192, 12288, 16384):
+    for depth in (64, 576, 1024, 1536, 1792, 2560, 3072, 4096, 6144, 8192, 12288, 16384):
         passing = passage_of(batch, depth, outputs)
         assert passing.input_bytes <= MOST_INPUT
         assert 256 * passing.fragments >= depth
+        assert any(4 * slots % passing.fragments == 0 or passing.fragments % (4 * slots) == 0 for slots in (2, 3, 4, 5))  # takes no turns
         assert passing.fragments % passing.chunk == 0
         assert batch * passing.group * outputs // 4 <= 128
         if passing.chunk < passing.fragments:
