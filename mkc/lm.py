@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from transformers import PreTrainedModel
@@ -19,17 +19,30 @@ from mkc.ir.program import Words
 from mkc.ir.target import Target
 from mkc.targets.kernel import Kernel
 
+MOST_TOGETHER = 16  # sequences in a step
+Ids = Sequence[int]
+
 
 class CausalLM:
-    """A language model in one persistent kernel, one sequence at a time, greedy.
+    """A language model in one persistent kernel, greedy.
 
-    `max_length` is the room for prompt and answer together, in tokens; `chunk` is how many prompt tokens one step reads.
+    `batch` is how many sequences at most are decoded together; `max_length` is the room for prompt and answer of each,
+    in tokens; `chunk` is how many prompt tokens one step reads.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any = None, *, max_length: int | None = None, chunk: int = 16, **given: Any
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        batch: int = 1,
+        max_length: int | None = None,
+        chunk: int = 16,
+        **given: Any,
     ) -> None:
         refuse_unsupported(model)
+        if not 1 <= batch <= MOST_TOGETHER:
+            raise InputError(f"batch={batch} must be from 1 to {MOST_TOGETHER} sequences")
         chosen = options(fallback="error", **given)
         text_config = model.config.get_text_config()
         limit = getattr(text_config, "max_position_embeddings", None) or 2048
@@ -38,7 +51,7 @@ class CausalLM:
             raise InputError(f"max_length={max_length} must be from 2 to the model's {limit} positions")
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
-        self.state = make_state(model, self.max_length, self.chunk)
+        self.state = make_state(model, self.max_length, self.chunk, batch)
         self._chosen = chosen, target_for(chosen, model.device)
         self._sections = raise_sections(model, self.state, self.stops, self.chunk)
         self._decoder.build()
@@ -66,7 +79,7 @@ class CausalLM:
 
     @property
     def compilation(self) -> Compilation:
-        """Every stage of the kernel that decodes, which reads prompts as well unless it streams its weights."""
+        """Every stage of the kernel that decodes, which reads prompts as well for one sequence, unless it streams its weights."""
         return self._decoder.compilation
 
     @property
@@ -77,84 +90,106 @@ class CausalLM:
 
     @cached_property
     def _decoder(self) -> Executable:
-        """The kernel of both sections; or of decoding alone when it streams: its ring and registers serve nothing else."""
+        """The kernel of both sections; or of decoding alone, of a batch or when it streams: its ring serves nothing else."""
         options, target = self._chosen
         if target.streams and options.policy == "static":
             alone = self._planned(self._sections[1:])
             if alone.compilation.program.streams:
                 return alone
-        return self._planned(self._sections, streams=False)
+        return self._planned(self._sections[self.batch > 1 :], streams=False)
 
     @cached_property
     def _reader(self) -> Executable:
-        """The kernel that reads prompts where decoding streams, made when the first prompt comes."""
+        """The kernel that reads prompts where that is not the decoder's, made when the first prompt comes."""
         return self._planned(self._sections[:1], streams=False)
 
     @property
-    def _streams(self) -> bool:
-        return self._decoder.compilation.program.streams is not None
+    def batch(self) -> int:
+        """How many sequences at most are decoded together."""
+        return self.state.batch
 
     @property
     def source(self) -> str:
         """One complete page that compiles on its own."""
         return self.compilation.source.complete
 
-    def generate(self, prompt: str, max_new_tokens: int = 64) -> str:
-        """The continuation of a text, without the end-of-sequence token. Needs a tokenizer."""
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = 64) -> str: ...
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], max_new_tokens: int = 64) -> list[str]: ...
+    def generate(self, prompt: str | list[str] | tuple[str, ...], max_new_tokens: int = 64) -> str | list[str]:
+        """The continuation of a text, or of each of several, without the end-of-sequence token. Needs a tokenizer."""
         if self.tokenizer is None:
             raise InputError("this CausalLM was made without a tokenizer; use generate_ids, or pass one")
-        found = self.generate_ids(self.tokenizer(prompt)["input_ids"], max_new_tokens)
-        return str(self.tokenizer.decode([t for t in found if t not in self.stops], skip_special_tokens=True))
+        if isinstance(prompt, str):
+            return self.generate([prompt], max_new_tokens)[0]
+        told = self.generate_ids([self.tokenizer(text)["input_ids"] for text in prompt], max_new_tokens)
+        return [str(self.tokenizer.decode([t for t in ids if t not in self.stops], skip_special_tokens=True)) for ids in told]
 
-    def generate_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> list[int]:
+    @overload
+    def generate_ids(self, ids: Ids, max_new_tokens: int = 64) -> list[int]: ...
+    @overload
+    def generate_ids(self, ids: Sequence[Ids], max_new_tokens: int = 64) -> list[list[int]]: ...
+    def generate_ids(self, ids: Ids | Sequence[Ids], max_new_tokens: int = 64) -> list[int] | list[list[int]]:
         """Tokens after `ids`, at most `max_new_tokens`, ending with an end-of-sequence token where one came.
 
-        One launch; two where decoding streams its weights, for a prompt is read by another kernel then.
+        Of several prompts, of any lengths, each gets the answer that it would get alone. One launch for one sequence; one
+        more for each prompt where decoding streams its weights or the batch is larger, for another kernel reads it then.
         """
-        steps = self._begin(ids, max_new_tokens)
+        prompts, alone = _several(ids)
+        steps = self._begin(prompts, max_new_tokens)
         self._decoder(*[self.state.tensors] * len(steps), steps=steps)
-        return self._answer(len(ids), max_new_tokens)
+        answers = [self._answer(row, len(prompt), max_new_tokens) for row, prompt in enumerate(prompts)]
+        return answers[0] if alone else answers
 
-    def trace_ids(self, ids: Sequence[int], max_new_tokens: int = 64) -> Words:
+    def trace_ids(self, ids: Ids | Sequence[Ids], max_new_tokens: int = 64) -> Words:
         """The same run with time stamps from inside the kernel that decodes: an array of STAMP."""
-        steps = self._begin(ids, max_new_tokens)
+        steps = self._begin(_several(ids)[0], max_new_tokens)
         return self._decoder.trace(*[self.state.tensors] * len(steps), steps=steps)
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """What the decode step makes of a given text: logits [len(ids), vocabulary] of what follows each token.
+    @overload
+    def logits(self, ids: Ids) -> torch.Tensor: ...
+    @overload
+    def logits(self, ids: Sequence[Ids]) -> list[torch.Tensor]: ...
+    def logits(self, ids: Ids | Sequence[Ids]) -> torch.Tensor | list[torch.Tensor]:
+        """What the decode step makes of a given text, or of each of several together: logits [len(ids), vocabulary] of what
+        follows each token.
 
         For grading. The first call compiles a kernel of the same step that chooses nothing; every token is a launch.
         """
-        self._prepare(ids, 1)
-        found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
-        return torch.cat(found)[:, -1]
+        texts, alone = _several(ids)
+        self._prepare(texts, 1)
+        found = self._scored(texts)
+        return found[0] if alone else found
 
-    # ---- from the middle of a text, whose keys and values the caller has laid in `state.caches`
+    # ---- from the middle of texts, whose keys and values the caller has laid in `state.caches`
 
     @property
     def kernel(self) -> Kernel:
         """The kernel that decodes."""
         return self._decoder.kernel
 
-    def stand_at(self, position: int, ids: Sequence[int], steps: int) -> None:
-        """The state of a text that is read up to `position`, where `ids` follow, before `steps` steps."""
+    def stand_at(self, position: int, texts: Sequence[Ids], steps: int) -> None:
+        """The state of texts that are read up to `position`, where these ids follow, before `steps` steps."""
+        self._refuse_too_many(texts)
         if not 0 < position < self.max_length - steps:
             raise InputError(f"{steps} steps from position {position} do not fit max_length={self.max_length}")
-        words = torch.zeros(len(self.state.words), dtype=torch.int64)
-        words[:3] = torch.tensor([position, position, ids[0]])
-        words[4 + position : 4 + position + len(ids)] = torch.tensor(ids)
-        self.state.words.copy_(words)
+        self.state.stand_at(position, texts)
 
     def decode_on(self, steps: int) -> None:
         """Steps of decoding from where the state stands. One launch."""
         sections = len(self._decoder.raised)
         self._decoder(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
 
-    def logits_at(self, position: int, ids: Sequence[int]) -> torch.Tensor:
-        """What the decode step makes of tokens from `position` on: logits [len(ids), vocabulary] of what follows each."""
-        self.stand_at(position, ids, len(ids))
-        found = [self._scoring(self.state.tensors)[0].clone() for _ in ids]
-        return torch.cat(found)[:, -1]
+    def logits_at(self, position: int, texts: Sequence[Ids]) -> list[torch.Tensor]:
+        """What the decode step makes of tokens from `position` on: logits [len(ids), vocabulary] of each text."""
+        self.stand_at(position, texts, max(map(len, texts)))
+        return self._scored(texts)
+
+    def _scored(self, texts: Sequence[Ids]) -> list[torch.Tensor]:
+        """From where the state stands. A text that is over goes on with zeros, which nobody looks at."""
+        steps = [self._scoring(self.state.tensors)[0][:, -1].clone() for _ in range(max(map(len, texts)))]
+        return [torch.stack([step[row] for step in steps[: len(ids)]]) for row, ids in enumerate(texts)]
 
     @cached_property
     def _scoring(self) -> Executable:
@@ -164,30 +199,43 @@ class CausalLM:
         options, target = self._chosen
         return Executable(sections, replace(target, streams=target.streams and streams), self.model.device, options.policy)
 
-    def _begin(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
-        """Prepare, read the prompt where that is a kernel of its own; the steps of the decoder's sections."""
-        steps = self._prepare(ids, max_new_tokens)
-        if not self._streams:
-            return steps
-        self._reader(self.state.tensors, steps=steps[:1])
-        return steps[1:]
+    def _begin(self, prompts: Sequence[Ids], max_new_tokens: int) -> tuple[int, ...]:
+        """Prepare, read the prompts where that is a kernel of its own; the steps of the decoder's sections."""
+        self._prepare(prompts, max_new_tokens)
+        chunks = [-(-len(ids) // self.chunk) for ids in prompts]
+        if len(self._decoder.raised) == len(self._sections):
+            return (*chunks, max_new_tokens - 1)
+        for row, count in enumerate(chunks):
+            self._reader(self.state.row(row), steps=(count,))
+        return (max_new_tokens - 1,)
 
-    def _prepare(self, ids: Sequence[int], max_new_tokens: int) -> tuple[int, int]:
-        """Lay the prompt in the state; how many steps each section takes."""
+    def _prepare(self, prompts: Sequence[Ids], max_new_tokens: int) -> None:
+        """Lay the prompts in the state."""
+        self._refuse_too_many(prompts)
         vocabulary = self.model.config.get_text_config().vocab_size
-        if not ids or not all(0 <= i < vocabulary for i in ids):
-            raise InputError(f"a prompt is one or more token ids below {vocabulary}")
-        if max_new_tokens < 1 or len(ids) + max_new_tokens > self.max_length:
-            raise InputError(
-                f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} do not fit max_length={self.max_length}"
-            )
-        self.state.prepare(ids)
-        return -(-len(ids) // self.chunk), max_new_tokens - 1
+        for ids in prompts:
+            if not ids or not all(0 <= i < vocabulary for i in ids):
+                raise InputError(f"a prompt is one or more token ids below {vocabulary}")
+            if max_new_tokens < 1 or len(ids) + max_new_tokens > self.max_length:
+                raise InputError(
+                    f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} do not fit max_length={self.max_length}"
+                )
+        self.state.prepare(prompts)
 
-    def _answer(self, start: int, count: int) -> list[int]:
-        found = self.state.text(start, count)
+    def _refuse_too_many(self, texts: Sequence[Ids]) -> None:
+        if not 1 <= len(texts) <= self.batch:
+            raise InputError(f"{len(texts)} prompts for a CausalLM with batch={self.batch}, which takes from 1 to {self.batch}")
+
+    def _answer(self, row: int, start: int, count: int) -> list[int]:
+        found = self.state.told(start, count, row)
         ends = [i for i, token in enumerate(found) if token in self.stops]
         return found[: ends[0] + 1] if ends else found
+
+
+def _several(ids: Ids | Sequence[Ids]) -> tuple[Sequence[Ids], bool]:
+    """Prompts, and whether it was one that came by itself."""
+    alone = not ids or not isinstance(ids[0], Sequence)
+    return ([ids] if alone else ids), alone  # type: ignore[list-item, return-value]
 
 
 def _stops(model: PreTrainedModel) -> tuple[int, ...]:

@@ -37,9 +37,9 @@ def model() -> Any:
     return models.make("tiny", "cpu", "float32")
 
 
-def caches(model: Any, rows: int) -> list[torch.Tensor]:
+def caches(model: Any, rows: int, batch: int = 1) -> list[torch.Tensor]:
     config = model.config
-    shape = (1, config.num_key_value_heads, rows, config.head_dim)
+    shape = (batch, config.num_key_value_heads, rows, config.head_dim)
     return [torch.randn(shape) for _ in range(2 * config.num_hidden_layers)]
 
 
@@ -67,9 +67,22 @@ def test_everything_measured_stands_in_the_table_and_in_the_json(tmp_path: Path)
         assert context["rows"][1]["over_floor"] == 1
 
 
+def test_a_batch_is_graded_and_timed_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    result = bench("--batch", 3, "--context", 20, "--json", file)
+    assert result.exit_code == 0, result.output
+    assert "batch 3" in result.stdout
+    found = json.loads(file.read_text())
+    (context,) = found["contexts"]
+    assert found["model"]["batch"] == 3
+    assert context["grade"]["steps"] == 3 * 4
+    hollow = models.make("tiny", "meta", "float32")
+    assert context["step_bytes"] == models.step_bytes(hollow, 0) + 3 * models.step_bytes(hollow, 21.5) - 3 * models.step_bytes(hollow, 0)
+
+
 def test_wrong_results_fail_the_command_and_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = mkc.CausalLM.logits_at
-    monkeypatch.setattr(mkc.CausalLM, "logits_at", lambda *given: right(*given) + torch.eye(96)[3])
+    monkeypatch.setattr(mkc.CausalLM, "logits_at", lambda *given: [logits + torch.eye(96)[3] for logits in right(*given)])
     file = tmp_path / "found.json"
     result = bench("--json", file)
     assert result.exit_code == 1
@@ -85,7 +98,7 @@ def test_a_wrong_token_fails_as_a_wrong_logit_does(monkeypatch: pytest.MonkeyPat
 
     def wrong(lm: Any, steps: int) -> None:
         right(lm, steps)
-        lm.state.words[4:] = (lm.state.words[4:] + 1) % 96
+        lm.state.text.add_(1).remainder_(96)
 
     monkeypatch.setattr(mkc.CausalLM, "decode_on", wrong)
     result = bench("--baselines", "none")
@@ -96,7 +109,6 @@ def test_a_wrong_token_fails_as_a_wrong_logit_does(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--batch", 2), "one sequence at a time"),
         (("--model", "no such"), "nor one of qwen3-0.6b, "),
         (("--context", 1000), "go beyond the model's 256 positions"),
         (("--json", "/no/such/folder/x.json"), "there is no folder /no/such/folder"),
@@ -110,7 +122,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments: tuple[objec
     assert says in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--baselines", "fast"), ("--context", 0), ("--steps", 1), ("--speed",)])
+@pytest.mark.parametrize("arguments", [("--baselines", "fast"), ("--context", 0), ("--steps", 1), ("--batch", 17), ("--speed",)])
 def test_options_out_of_their_range_are_refused(arguments: tuple[object, ...]) -> None:
     assert bench(*arguments).exit_code == 2
 
@@ -144,19 +156,21 @@ def test_configurations_have_the_parameters_of_their_models(name: str) -> None:
     assert models.step_bytes(hollow, 0) == weights - untied * (table - row)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("native", [False, True])
-def test_the_lean_decoder_computes_what_the_model_does(model: Any, native: bool) -> None:
-    held = caches(model, 32)
+def test_the_lean_decoder_computes_what_the_model_does(model: Any, native: bool, batch: int) -> None:
+    held = caches(model, 32, batch)
     text, context = [1, 5, 9, 2], 20
-    lean = Lean(model, 32, native)
+    lean = Lean(model, 32, native, batch)
     for block, keys, values in zip(lean.blocks, held[::2], held[1::2], strict=True):
         block.keys.copy_(keys)
         block.values.copy_(values)
     lean.position.fill_(context)
     lm: Any = SimpleNamespace(model=model, state=SimpleNamespace(caches=held))
-    for token, expected in zip(text, run._continued(lm, context, text, torch.float32), strict=True):
+    rows = [run._continued(lm, context, text, torch.float32, row) for row in range(batch)]
+    for token, *expected in zip(text, *rows, strict=True):
         lean.token.fill_(token)
-        torch.testing.assert_close(lean.logits()[0], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(lean.logits(), torch.stack(expected), rtol=1e-4, atol=1e-5)
         lean()
 
 

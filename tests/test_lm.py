@@ -1,6 +1,7 @@
 """Language models: unmodified Hugging Face models answer as in PyTorch, in one launch."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -94,6 +95,88 @@ def test_an_end_of_sequence_token_ends_the_run_inside_the_kernel() -> None:
     assert lm.generate_ids([1, 2, 3], 12) == told[: told.index(stop) + 1]
     steps = int(lm.state.tensors[2]) - 3  # tokens in the cache beyond the prompt
     assert steps == told.index(stop)
+
+
+# ---- several sequences
+
+PROMPTS = ([7], [3, 9, 27], list(range(1, 12)), [49, 48, 47, 46])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Qwen3", {"head_dim": 16}),
+        ("Llama", {"num_key_value_heads": 4}),
+        ("Mistral", {"sliding_window": 5}),
+        ("Gemma3", {"head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
+def test_each_prompt_of_a_batch_is_answered_as_alone(kind: str, changes: dict[str, Any]) -> None:
+    model = tiny(kind, **changes) if kind != "Gemma3" else tiny_gemma3(**changes)
+    lm = mkc.CausalLM(model, batch=4, max_length=48, chunk=4, workers=2)
+    told = [expected(model, ids, 12) for ids in PROMPTS]
+    assert len({tuple(answer) for answer in told}) > 1
+    assert lm.generate_ids(PROMPTS, 12) == told
+    assert lm.generate_ids(PROMPTS[2:0:-1], 12) == told[2:0:-1]  # with rows to spare
+    assert lm.generate_ids(PROMPTS[2], 12) == told[2]
+
+
+def tiny_gemma3(**changes: Any) -> Any:
+    """Its text model, which has layers of two kinds."""
+    with mock.patch.object(transformers, "Gemma3Config", transformers.Gemma3TextConfig):
+        return tiny("Gemma3", **changes)
+
+
+def test_a_sequence_that_has_ended_disturbs_nobody_and_all_that_have_end_the_run() -> None:
+    model = tiny("Qwen3", vocab_size=500)
+    told = [expected(model, ids, 12) for ids in PROMPTS]
+    model.generation_config.eos_token_id = [told[1][2], told[2][5], told[3][0]]
+    lm = mkc.CausalLM(model, batch=5, max_length=48, chunk=4, workers=2)
+    for prompts in (PROMPTS, PROMPTS[1:], PROMPTS[3:]):
+        assert lm.generate_ids(prompts, 12) == [expected(model, ids, 12) for ids in prompts]
+    assert lm.state.tensors[2].tolist() == [4, 0, 0, 0, 0]  # the first token ended it: no step was taken
+    assert len(expected(model, PROMPTS[0], 12)) == 12
+    assert lm.state.tensors[4]
+
+
+def test_a_batch_is_a_launch_for_each_prompt_and_one_more_and_repeats_bit_for_bit() -> None:
+    lm = mkc.CausalLM(tiny("Qwen3"), batch=3, max_length=32, chunk=8, workers=3)
+    first = lm.generate_ids([[1, 2, 3], [4], [5, 6]], 10)
+    caches = [c.clone() for c in lm.state.caches]
+    assert lm.launches == 4
+    for policy, workers in (("static", 5), ("dynamic", 2)):
+        other = mkc.CausalLM(lm.model, batch=3, max_length=32, chunk=8, policy=policy, workers=workers)
+        assert other.generate_ids([[1, 2, 3], [4], [5, 6]], 10) == first
+    for _ in range(10):
+        assert lm.generate_ids([[1, 2, 3], [4], [5, 6]], 10) == first
+        assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(caches, lm.state.caches, strict=True))
+
+
+def test_logits_of_several_texts_are_each_ones_own() -> None:
+    lm = mkc.CausalLM(tiny("Qwen3"), batch=3, max_length=32, chunk=8, workers=2)
+    texts = [[1, 2, 3], [9], [30, 31, 32, 33, 34]]
+    for ids, logits in zip(texts, lm.logits(texts), strict=True):
+        torch.testing.assert_close(logits, teacher_forced(lm.model, ids))
+
+
+@pytest.mark.parametrize("batch", [0, 17, -1])
+def test_a_batch_that_is_too_small_or_too_large_is_refused(batch: int) -> None:
+    with pytest.raises(mkc.InputError, match=f"batch={batch} must be from 1 to 16"):
+        mkc.CausalLM(tiny("Qwen3"), batch=batch)
+
+
+def test_more_prompts_than_the_batch_or_a_bad_one_among_them_are_refused() -> None:
+    lm = mkc.CausalLM(tiny("Qwen3"), batch=2, max_length=32, chunk=8, workers=1)
+    for prompts, message in (
+        ([[1], [2], [3]], "3 prompts for a CausalLM with batch=2"),
+        ([[1], []], "one or more token ids"),
+        ([[1], [99]], "below 50"),
+        ([[1], [1] * 30], "30 prompt tokens and max_new_tokens=4 do not fit"),
+    ):
+        with pytest.raises(mkc.InputError, match=message):
+            lm.generate_ids(prompts, 4)
+    with pytest.raises(mkc.InputError, match="2 prompts for a CausalLM with batch=1"):
+        _small().generate_ids([[1], [2]], 4)
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ class Run:
 
 
 def make(name: str, model: Any, caches: Sequence[torch.Tensor], context: int, room: int) -> Run:
-    """A baseline by its name in CHOICES. `caches` are keys and values of each layer in turn, full up to `context`."""
+    """A baseline by its name in CHOICES. `caches` are keys and values [B, ...] of each layer in turn, full up to `context`."""
     kind, _, mode = name.partition(" ")
     if kind.startswith("lean"):
-        return _lean(Lean(model, room, native=kind == "lean-sdpa"), caches, context, mode)
+        return _lean(Lean(model, room, native=kind == "lean-sdpa", batch=len(caches[0])), caches, context, mode)
     return _hugging_face(model, caches, context, room, mode)
 
 
@@ -47,7 +47,7 @@ def _hugging_face(model: Any, caches: Sequence[torch.Tensor], context: int, room
         layer.lazy_initialization(keys, values)
         layer.keys[:, :, :context] = keys[:, :, :context]
         layer.values[:, :, :context] = values[:, :, :context]
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    token = torch.zeros(len(caches[0]), 1, dtype=torch.int64, device=model.device)
     position = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
 
     _hold(token, position)

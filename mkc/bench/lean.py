@@ -13,7 +13,7 @@ KNOWN = ("Qwen3ForCausalLM", "Qwen2ForCausalLM", "LlamaForCausalLM")
 
 
 class Lean(nn.Module):
-    """One step a call, batch 1: reads `token` [1] at `position` [1], attends `room` rows, and leaves both for the next.
+    """One step a call: reads `token` [B], all at `position` [1], attends `room` rows, and leaves both for the next.
 
     `native` leaves attention to PyTorch's own function instead of two products; which is faster depends on the context.
     """
@@ -24,12 +24,12 @@ class Lean(nn.Module):
     token: torch.Tensor
     position: torch.Tensor
 
-    def __init__(self, model: Any, room: int, native: bool = False) -> None:
+    def __init__(self, model: Any, room: int, native: bool = False, batch: int = 1) -> None:
         super().__init__()
         if type(model).__name__ not in KNOWN:
             raise ModelError(f"there is no lean decoder of a {type(model).__name__}, only of {', '.join(KNOWN)}")
         config, device, dtype = model.config, model.device, model.dtype
-        self.native, self.eps, self.room = native, config.rms_norm_eps, room
+        self.native, self.eps, self.room, self.batch = native, config.rms_norm_eps, room, batch
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.embedding, self.head, self.norm = model.model.embed_tokens.weight, model.lm_head.weight, model.model.norm.weight
@@ -37,7 +37,7 @@ class Lean(nn.Module):
         cos, sin = model.model.rotary_emb(self.embedding[:1], torch.arange(room, device=device)[None])
         for name, value in dict(
             cos=cos[0].to(dtype), sin=sin[0].to(dtype), rows=torch.arange(room, device=device),
-            token=torch.zeros(1, dtype=torch.int64, device=device),
+            token=torch.zeros(batch, dtype=torch.int64, device=device),
             position=torch.zeros(1, dtype=torch.int64, device=device),
         ).items():  # fmt: skip
             self.register_buffer(name, value, persistent=False)
@@ -49,8 +49,8 @@ class Lean(nn.Module):
         return found
 
     def logits(self) -> torch.Tensor:
-        """[1, vocabulary] of what follows `token`."""
-        x = F.embedding(self.token, self.embedding)  # [1, hidden]
+        """[B, vocabulary] of what follows `token`."""
+        x = F.embedding(self.token, self.embedding)  # [B, hidden]
         cos, sin = self.cos.index_select(0, self.position), self.sin.index_select(0, self.position)
         seen = self.rows <= self.position
         for block in self.blocks:
@@ -59,7 +59,7 @@ class Lean(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer, with its caches [1, key-value heads, room, width]."""
+    """A layer, with its caches [B, key-value heads, room, width]."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -76,33 +76,33 @@ class Block(nn.Module):
         self.act: Callable[[torch.Tensor], torch.Tensor] = mlp.act_fn
         self.q_norm, self.k_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
         for name in ("keys", "values"):
-            cache = self.before.new_zeros(1, of.kv_heads, of.room, of.width)
+            cache = self.before.new_zeros(of.batch, of.kv_heads, of.room, of.width)
             self.register_buffer(name, cache, persistent=False)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, seen: torch.Tensor, position: torch.Tensor
     ) -> torch.Tensor:
         h = F.linear(F.rms_norm(x, x.shape[-1:], self.before, self.eps), self.qkv, self.qkv_bias)
-        q, k, v = torch.split(h.view(-1, self.width), [self.heads, self.kv_heads, self.kv_heads])
+        q, k, v = torch.split(h.view(len(h), -1, self.width), [self.heads, self.kv_heads, self.kv_heads], 1)
         if self.q_norm is not None:
             q = F.rms_norm(q, (self.width,), self.q_norm, self.eps)
             k = F.rms_norm(k, (self.width,), self.k_norm, self.eps)
         q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-        self.keys.index_copy_(2, position, k[None, :, None])
-        self.values.index_copy_(2, position, v[None, :, None])
-        x = x + F.linear(self._attend(q, seen).reshape(1, -1), self.out)
+        self.keys.index_copy_(2, position, k.unsqueeze(2))
+        self.values.index_copy_(2, position, v.unsqueeze(2))
+        x = x + F.linear(self._attend(q, seen).reshape(len(h), -1), self.out)
         gate, up = F.linear(F.rms_norm(x, x.shape[-1:], self.between, self.eps), self.gate_up).chunk(2, -1)
         return x + F.linear(self.act(gate) * up, self.down)
 
     def _attend(self, q: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """q [heads, width] -> the same. The heads of a group meet their keys in one product, so none is repeated."""
+        """q [B, heads, width] -> the same. The heads of a group meet their keys in one product, so none is repeated."""
         if self.native:
-            q, mask = q[None, :, None], seen[None, None, None]
-            return F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=mask, enable_gqa=True)
-        q = q.view(self.kv_heads, -1, self.width) * self.width**-0.5
-        scores = q @ self.keys[0].transpose(1, 2)  # [key-value heads, group, room]
+            mask = seen[None, None, None]
+            return F.scaled_dot_product_attention(q.unsqueeze(2), self.keys, self.values, attn_mask=mask, enable_gqa=True)
+        q = q.reshape(len(q), self.kv_heads, -1, self.width) * self.width**-0.5
+        scores = q @ self.keys.transpose(2, 3)  # [B, key-value heads, group, room]
         weights = scores.float().masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
-        return weights @ self.values[0]
+        return weights @ self.values
 
 
 def _joined(parts: list[Any]) -> Any:

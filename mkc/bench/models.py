@@ -80,14 +80,14 @@ def _random(numbers: dict[str, Any], device: str, dtype: str) -> PreTrainedModel
     return made
 
 
-def step_bytes(model: PreTrainedModel, context: float) -> int:
-    """What a step of decoding must read: every weight once, of an embedding of its own one row, and the caches."""
+def step_bytes(model: PreTrainedModel, context: float, batch: int = 1) -> int:
+    """What a step of decoding must read: every weight once, of an embedding of its own a row for each sequence, and the caches."""
     config = model.config.get_text_config()
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = {id(p): p.numel() * p.element_size() for p in model.parameters()}
     if table is not head:
-        weights[id(table)] = table[0].numel() * table.element_size()
-    return int(sum(weights.values()) + context * _row_elements(config) * table.element_size())
+        weights[id(table)] = batch * table[0].numel() * table.element_size()
+    return int(sum(weights.values()) + batch * context * _row_elements(config) * table.element_size())
 
 
 def _row_elements(config: Any) -> int:

@@ -48,6 +48,7 @@ class Wanted:
     tune: bool = False
     seconds: float = 600.0
     command: tuple[str, ...] = ()
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.baselines not in baselines.CHOICES:
@@ -69,7 +70,7 @@ def bench(wanted: Wanted, say: Say = lambda doing: None) -> Report:
         _refuse_beyond(wanted, model)
         say(f"compiling {wanted.model}")
         start = time.perf_counter()
-        lm = CausalLM(model, max_length=wanted.room, workers=wanted.workers)
+        lm = CausalLM(model, batch=wanted.batch, max_length=wanted.room, workers=wanted.workers)
         compile_s = time.perf_counter() - start
         for cache in lm.state.caches:
             cache.normal_()
@@ -87,27 +88,31 @@ def bench(wanted: Wanted, say: Say = lambda doing: None) -> Report:
 def _graded(wanted: Wanted, lm: CausalLM, context: int, say: Say) -> Measured:
     """The tokens of one launch from this context on, and the logits behind them, beside eager's and float64's."""
     say(f"context {context}: grading against float64")
-    nbytes = models.step_bytes(lm.model, context + (wanted.steps - 1) / 2)
+    nbytes = models.step_bytes(lm.model, context + (wanted.steps - 1) / 2, wanted.batch)
     return Measured(context, nbytes, grade_at(lm, context, min(GRADED, wanted.steps)))
 
 
 def grade_at(lm: CausalLM, context: int, steps: int) -> Grade:
-    """Our decoding from the middle of a text, whose keys and values stand in the state."""
-    lm.stand_at(context, [FIRST], steps)
+    """Our decoding from the middle of texts, a whole batch, whose keys and values stand in the state."""
+    lm.stand_at(context, [[FIRST]] * lm.batch, steps)
     lm.decode_on(steps)
-    told = lm.state.text(context + 1, steps)
-    text = [FIRST, *told[:-1]]
-    ours = lm.logits_at(context, text)
-    eager = _continued(lm, context, text, lm.model.dtype)
+    told = [lm.state.told(context + 1, steps, row) for row in range(lm.batch)]
+    texts = [[FIRST, *tokens[:-1]] for tokens in told]
+    ours = torch.cat(lm.logits_at(context, texts))
+    eager = _all_continued(lm, context, texts, lm.model.dtype)
     with widened(lm.model):
-        exact = _continued(lm, context, text, torch.float64)
-    return grade(ours, eager, exact, torch.tensor(told, device=exact.device))
+        exact = _all_continued(lm, context, texts, torch.float64)
+    return grade(ours, eager, exact, torch.tensor(told, device=exact.device).flatten())
 
 
-def _continued(lm: CausalLM, context: int, text: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Logits [len(text), vocabulary] of the model itself, in one pass."""
+def _all_continued(lm: CausalLM, context: int, texts: Sequence[Sequence[int]], dtype: torch.dtype) -> torch.Tensor:
+    return torch.cat([_continued(lm, context, text, dtype, row) for row, text in enumerate(texts)])
+
+
+def _continued(lm: CausalLM, context: int, text: Sequence[int], dtype: torch.dtype, row: int = 0) -> torch.Tensor:
+    """Logits [len(text), vocabulary] of the model itself for one sequence of the batch, in one pass."""
     cache = DynamicCache()
-    past = [held[:, :, :context].to(dtype) for held in lm.state.caches]
+    past = [held[row : row + 1, :, :context].to(dtype) for held in lm.state.caches]
     for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
         cache.update(keys, values, layer)
     ids = torch.tensor([list(text)], device=lm.model.device)
@@ -169,7 +174,7 @@ def _timed(wanted: Wanted, lm: CausalLM, measured: Measured, end: float, say: Sa
 
 
 def _ours(lm: CausalLM, context: int, steps: int) -> Run:
-    return Run(lambda: lm.stand_at(context, [FIRST], steps), lm.decode_on)
+    return Run(lambda: lm.stand_at(context, [[FIRST]] * lm.batch, steps), lm.decode_on)
 
 
 def _baseline(wanted: Wanted, lm: CausalLM, context: int, name: str, end: float) -> Run | Row:
@@ -232,7 +237,7 @@ def _report(wanted: Wanted, lm: CausalLM, compile_s: float, found: tuple[Measure
     return Report(
         {
             "name": wanted.model, "architecture": type(lm.model).__name__, "dtype": str(lm.model.dtype).removeprefix("torch."),
-            "batch": 1, "parameters": sum(p.numel() for p in lm.model.parameters()), "room": wanted.room, "shapes": shapes,
+            "batch": wanted.batch, "parameters": sum(p.numel() for p in lm.model.parameters()), "room": wanted.room, "shapes": shapes,
         },
         _machine(lm.model.device), _versions(), _commit(), wanted.command, wanted.steps, wanted.repeats, round(compile_s, 3),
         f"{lm.compilation.target}, {'streaming' if program.streams else 'not streaming'}, {len(program.tasks)} tasks",

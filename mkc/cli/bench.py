@@ -33,7 +33,7 @@ def bench(
         list[int] | None,
         typer.Option(min=1, help="Tokens in the caches when the steps begin; can be repeated.", show_default="128"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=16, help="Sequences at a time, all at the same context.")] = 1,
     steps: Annotated[int, typer.Option(min=2, help="Tokens of one measurement.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind, taken in turn.")] = 9,
     baselines: Annotated[
@@ -61,8 +61,6 @@ def bench(
     workers: Annotated[int | None, typer.Option(min=1, max=1024, help="Workers of the kernel.")] = None,
 ) -> None:
     """Check a language model against float64, then time its decoding beside baselines and a plain read of the same bytes."""
-    if batch != 1:
-        raise OptionError(f"--batch {batch}: mkc decodes one sequence at a time for now; use --batch 1")
     if json_file and not json_file.absolute().parent.is_dir():
         raise OptionError(f"there is no folder {json_file.absolute().parent} to write {json_file.name} to")
     if target == "cuda":
@@ -75,7 +73,7 @@ def bench(
     import_module("transformers.utils.logging").disable_progress_bar()  # there is one of ours
     wanted = measuring.Wanted(
         model, device, tuple(context or (128,)), steps, repeats, baselines or ("lean" if device == "cuda" else "eager"),
-        dtype, workers, tune, seconds, ("mkc", *sys.argv[1:]),
+        dtype, workers, tune, seconds, ("mkc", *sys.argv[1:]), batch,
     )  # fmt: skip
     with progress(f"building {model}") as status:
         report: Report = measuring.bench(wanted, lambda doing: status.update(escape(doing)))
@@ -91,7 +89,7 @@ def _show(report: Report) -> None:
     """Everything but the single measurements, which the JSON has."""
     console = Console(width=max(WIDTH, Console().width))
     model, machine = report.model, report.machine
-    print(f"{model['name']}: {model['architecture']}, {model['parameters']:,} parameters, {model['dtype']}, batch 1")
+    print(f"{model['name']}: {model['architecture']}, {model['parameters']:,} parameters, {model['dtype']}, batch {model['batch']}")
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(", ".join(f"{name} {version}" for name, version in report.versions.items()), f"commit {report.commit}", sep=", ")
     tuning = f"; tuning {', '.join(f'{k} {v}' for k, v in report.tuning.items())}" if report.tuning else ""
@@ -106,7 +104,7 @@ def _show(report: Report) -> None:
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=True)
     for found in report.contexts:
         for row in found.rows:
-            table.add_row(*_cells(found, row))
+            table.add_row(*_cells(found, row, model["batch"]))
         table.add_section()
     console.print(table)
     for found in report.contexts:
@@ -115,7 +113,7 @@ def _show(report: Report) -> None:
                 print(f"context {found.context}, {row.name}: not measured: {row.skipped}")
 
 
-def _cells(found: Measured, row: Row) -> tuple[str, ...]:
+def _cells(found: Measured, row: Row, batch: int) -> tuple[str, ...]:
     if not row.us:
         return str(found.context), row.name, "-"
     floor, ours = found.over_floor(row), found.row(OURS)
@@ -123,6 +121,6 @@ def _cells(found: Measured, row: Row) -> tuple[str, ...]:
     assert ours is not None
     return (
         str(found.context), row.name, *(f"{us:.1f}" for us in (row.median, low, high)),
-        "" if row.name == FLOOR else f"{1e6 / row.median:.0f}", f"{floor:.2f}" if floor else "",
+        "" if row.name == FLOOR else f"{1e6 * batch / row.median:.0f}", f"{floor:.2f}" if floor else "",
         f"{row.median / ours.median:.2f}", f"{found.nbytes / row.median / 1e3:.0f}",
     )  # fmt: skip

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
+from transformers.masking_utils import create_masks_for_generate
 
 from mkc import config
 from mkc.errors import ModelError
@@ -19,73 +21,111 @@ from mkc.frontend.convert import Raised, convert
 from mkc.frontend.loading import refuse_beyond_memory
 from mkc.frontend.trace import trace
 
+NOBODY = -1  # the token of a row without a sequence
+
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What lives from step to step. One sequence, room for T tokens, H key-value heads of D.
+    """What lives from step to step. B sequences, room for T tokens each, H key-value heads of D.
 
     The small tensors are views of `words`, so that one copy prepares a run and needs no kernel of torch's.
     """
 
-    words: torch.Tensor  # int64 [4 + T]
-    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [1, H, T or a little more, D]
+    words: torch.Tensor  # int64 [B, length, position, token and flag each, a flag for all, [B, T] of text]
+    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [B, H, T or a little more, D]
+
+    @property
+    def batch(self) -> int:
+        return self.caches[0].shape[0]
+
+    @property
+    def text(self) -> torch.Tensor:
+        """[B, T]: prompts, then what was generated."""
+        return self.words[4 * self.batch + 1 :].view(self.batch, -1)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """text [1, T], length [1], position [1], token [1, 1] (all int64), done (bool), then the caches.
+        """text [B, T], length [B], position [B], token [B, 1] (all int64), done (bool), then the caches.
 
-        Text is the prompt, then what was generated; position counts the tokens in the cache; token is generated but
-        not yet in the cache; done says that it ends the sequence.
+        Position counts the tokens in the cache; token is generated but not yet in the cache; done says that it ends the
+        sequence, or all of them.
         """
-        length, position, token, done = (self.words[i : i + 1] for i in range(4))
-        text = self.words[4:].unsqueeze(0)
-        return (text, length, position, token.unsqueeze(0), done.view(torch.bool)[0], *self.caches)
+        length, position, token, _ = self.words[: 4 * self.batch].view(4, -1)
+        done = self.words[4 * self.batch :].view(torch.bool)[0]
+        return (self.text, length, position, token.unsqueeze(1), done, *self.caches)
 
-    def prepare(self, ids: Sequence[int]) -> None:
-        """Lay out a prompt, at position 0, not done. The caches keep what they hold: it is never read (MKC_POISON)."""
-        words = torch.zeros(len(self.words), dtype=torch.int64)
-        words[0] = len(ids)
-        words[4 : 4 + len(ids)] = torch.tensor(ids)
-        self.words.copy_(words)
+    def row(self, row: int) -> tuple[torch.Tensor, ...]:
+        """The tensors of one sequence alone, which has a flag of its own."""
+        if self.batch == 1:
+            return self.tensors
+        text, length, position, token, _, *caches = (t[row : row + 1] if t.dim() else t for t in self.tensors)
+        done = self.words[3 * self.batch + row :].view(torch.bool)[0]
+        return (text, length, position, token, done, *caches)
+
+    def prepare(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Lay out prompts, at position 0, none done. The caches keep what they hold: it is never read (MKC_POISON)."""
+        self._lay([0] * len(prompts), prompts, [len(ids) for ids in prompts], [0] * len(prompts))
         if config.poison():
             for cache in self.caches:
                 cache.fill_(torch.nan)
 
-    def text(self, start: int, count: int) -> list[int]:
+    def stand_at(self, position: int, texts: Sequence[Sequence[int]]) -> None:
+        """Every sequence is read up to `position`, where its text follows."""
+        self._lay([position] * len(texts), texts, [position] * len(texts), [ids[0] for ids in texts])
+
+    def _lay(
+        self, starts: Sequence[int], texts: Sequence[Sequence[int]], lengths: Sequence[int], tokens: Sequence[int]
+    ) -> None:
+        """Texts from their starts on, which are also their positions."""
+        words = torch.zeros(len(self.words), dtype=torch.int64)
+        laid = State(words, self.caches)
+        length, position, token = words[: 3 * self.batch].view(3, -1)
+        token.fill_(NOBODY)
+        for row, (start, ids) in enumerate(zip(starts, texts, strict=True)):
+            laid.text[row, start : start + len(ids)] = torch.tensor(ids)
+            length[row], position[row], token[row] = lengths[row], start, tokens[row]
+        self.words.copy_(words)
+
+    def told(self, start: int, count: int, row: int = 0) -> list[int]:
         """Tokens from `start` on, brought to the host."""
-        found: list[int] = self.words[4 + start : 4 + start + count].tolist()
+        found: list[int] = self.text[row, start : start + count].tolist()
         return found
 
 
 DONE = 4  # the place of `done` among the tensors
 
 
-def make_state(model: PreTrainedModel, room: int, chunk: int) -> State:
-    """Fresh memory on the model's device, in its dtype, for `room` tokens, and for what fills up the prompt's last chunk."""
+def make_state(model: PreTrainedModel, room: int, chunk: int, batch: int = 1) -> State:
+    """Fresh memory on the model's device, in its dtype, for `room` tokens a sequence, and for what fills up a prompt's last chunk."""
     config, device = model.config.get_text_config(), model.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = -(-room // chunk) * chunk
     layers = config.num_hidden_layers
-    refuse_beyond_memory(2 * layers * heads * rows * width * model.dtype.itemsize, device, f"caches for {room} tokens take")
+    nbytes = 2 * layers * batch * heads * rows * width * model.dtype.itemsize
+    refuse_beyond_memory(nbytes, device, f"caches for {batch * room} tokens take")
     caches = [
-        torch.zeros(1, heads, rows, width, dtype=model.dtype, device=device)
+        torch.zeros(batch, heads, rows, width, dtype=model.dtype, device=device)
         for _ in range(2 * layers)
     ]
-    return State(torch.zeros(4 + room, dtype=torch.int64, device=device), tuple(caches))
+    return State(torch.zeros(batch * (4 + room) + 1, dtype=torch.int64, device=device), tuple(caches))
 
 
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
-    """The prompt section, `chunk` tokens a step, and the decoding section, one token a step until `done`."""
-    ends = torch.tensor(list(stops) or [-1], dtype=torch.int64, device=model.device)
-    prompt = trace(_Prompt(model, ends, chunk).eval(), state.tensors, {})
-    decode = trace(_Decode(model, ends).eval(), state.tensors, {})
+    """The prompt section of one sequence, `chunk` tokens a step, and the decoding section of all, one token a step until `done`."""
+    together, device = state.batch > 1, model.device
+    ends = torch.tensor(list(stops) or [NOBODY], dtype=torch.int64, device=device)
+    prompt = trace(_Prompt(model, ends, chunk).eval(), state.row(0), {})
+    if together:
+        ends = torch.tensor([*stops, NOBODY], dtype=torch.int64, device=device)
+    step = _DecodeTogether(model, ends) if together else _Decode(model, ends)
+    decode = trace(step.eval(), state.tensors, {})
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
 
 
 def raise_logits(model: PreTrainedModel, state: State) -> Raised:
-    """One token of the text a step, as in the decoding section, but giving logits [1, 1, vocabulary] and choosing nothing."""
-    ends = torch.tensor([-1], dtype=torch.int64, device=model.device)
+    """One token of the text a step, as in the decoding section, but giving logits [B, 1, vocabulary] and choosing nothing."""
+    ends = torch.tensor([NOBODY], dtype=torch.int64, device=model.device)
     return convert(trace(_Logits(model, ends).eval(), state.tensors, {}), "logits")
 
 
@@ -95,13 +135,37 @@ class _Layer(StaticLayer):  # type: ignore[misc]
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, written: torch.Tensor) -> None:
         super().__init__(max_cache_len=keys.shape[2])
         self.keys, self.values, self.written = keys, values, written
-        self.cumulative_length = written[0]
+        self.cumulative_length: Any = written[0]
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys.index_copy_(2, self.written, key_states)
         self.values.index_copy_(2, self.written, value_states)
         return self.keys, self.values
+
+
+class _LayerTogether(_Layer):
+    """Of sequences that are each at a position of their own, [B]."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, written: torch.Tensor) -> None:
+        super().__init__(keys, values, written)
+        self.cumulative_length = _Places(written)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.written.view(-1, 1, 1, 1).expand(key_states.shape)
+        self.keys.scatter_(2, rows, key_states)
+        self.values.scatter_(2, rows, value_states)
+        return self.keys, self.values
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What a range of B must be moved by to give B positions. Masks are made by moving the range of a sequence's tokens."""
+
+    positions: torch.Tensor
+
+    def __radd__(self, _: torch.Tensor) -> torch.Tensor:
+        return self.positions
 
 
 class _Step(nn.Module):
@@ -115,17 +179,26 @@ class _Step(nn.Module):
     def logits(
         self, ids: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor, caches: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """ids [B, S] at positions [S] -> logits [B, 1, V] of what follows row `keep`, or the last row if `keep` is 1."""
-        pairs = zip(caches[::2], caches[1::2], strict=True)
-        cache = Cache(layers=[_Layer(k, v, positions) for k, v in pairs])
+        """ids [1, S] at positions [S], or [B, 1] at a position each -> logits [B, 1, V] of what follows row `keep`, or the
+        last row if `keep` is 1."""
+        together = len(ids) > 1
+        layer = _LayerTogether if together else _Layer
+        cache = Cache(layers=[layer(k, v, positions) for k, v in zip(caches[::2], caches[1::2], strict=True)])
         result = self.model(
             input_ids=ids,
-            position_ids=positions.unsqueeze(0),
+            attention_mask=self._masks(cache, len(ids)) if together else None,
+            position_ids=positions.unsqueeze(1 if together else 0),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
         )
         return result.logits  # type: ignore[no-any-return]
+
+    def _masks(self, cache: Cache, batch: int) -> Any:
+        """What each sequence sees [B, 1, 1, T], for each kind of layer: what the model has for B tokens of one sequence."""
+        tokens = self.model.get_input_embeddings().weight[:1].expand(1, batch, -1)  # of which only the shape counts
+        masks = create_masks_for_generate(self.model.config, tokens, None, cache)
+        return pytree.tree_map(lambda mask: mask.transpose(0, 2), masks)
 
     def next_token(
         self, ids: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor, caches: tuple[torch.Tensor, ...]
@@ -171,14 +244,30 @@ class _Decode(_Step):
         position.copy_(following)
 
 
+class _DecodeTogether(_Step):
+    """One token of each sequence through the model, the next ones out. A sequence that has ended stays where it is."""
+
+    def forward(
+        self, text: torch.Tensor, length: torch.Tensor, position: torch.Tensor, token: torch.Tensor,
+        done: torch.Tensor, *caches: torch.Tensor,
+    ) -> None:  # fmt: skip
+        ended = (token == self.ends).any(-1)
+        found = torch.where(ended.unsqueeze(1), token, self.next_token(token, position, 1, caches))
+        following = position + torch.logical_not(ended)
+        text.scatter_(1, following.unsqueeze(1), found)
+        token.copy_(found)
+        done.copy_((found == self.ends).any(-1).all())
+        position.copy_(following)
+
+
 class _Logits(_Step):
-    """One token of a given text through the model."""
+    """One token of each given text through the model."""
 
     def forward(
         self, text: torch.Tensor, length: torch.Tensor, position: torch.Tensor, token: torch.Tensor,
         done: torch.Tensor, *caches: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        logits = self.logits(text.index_select(1, position), position, 1, caches)
+        logits = self.logits(text.gather(1, position.unsqueeze(1)), position, 1, caches)
         position.copy_(position + 1)
         return logits
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from mkc.ir.graph import Tensor
-from mkc.ir.program import Pack, Streams
+from mkc.ir.program import Pack, Streams, in_order
 
 SLOT = (4, 8, 256)  # fragments, compute warps, elements: 16 KB of bfloat16
 
@@ -24,7 +24,7 @@ def _lay(memory: torch.Tensor, pack: Pack, weights: list[torch.Tensor]) -> None:
     fragments = torch.cat([fragments, fragments.new_zeros(1, *SLOT[1:])])
     numbers = []
     for first, count, _ in pack.shares:
-        mine = torch.arange(first * pack.fragments, (first + count) * pack.fragments)
+        mine = first * pack.fragments + torch.tensor(in_order(count, pack))
         numbers += [mine, torch.full((-len(mine) % SLOT[0],), none)]
     slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1, *SLOT)
     start = pack.shares[0][2] // 2

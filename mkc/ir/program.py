@@ -103,13 +103,29 @@ class Pack:
     """How the weights of one node lie in packed memory: cut into tiles of 8 rows, and the tiles shared out.
 
     `fragments` is the depth of a tile for each compute warp, in units of 8 rows by 32; `gated` alternates 4 rows of the
-    first weight with 4 of the second. Each share is (first tile, tiles, offset in bytes).
+    first weight with 4 of the second. Each share is (first tile, tiles, offset in bytes). Tiles follow each other whole,
+    or, where `chunk` is less than `fragments`, in groups of `group` tiles, whose depth comes chunk by chunk, of all of them.
     """
 
     weights: tuple[Tensor, ...]  # [N, K] each
     gated: bool
     fragments: int
     shares: tuple[tuple[int, int, int], ...]
+    chunk: int
+    group: int
+
+
+def in_order(count: int, pack: Pack) -> list[int]:
+    """The fragments of so many tiles, numbered tile after tile, in the order in which they are multiplied."""
+    if pack.chunk == pack.fragments:
+        return list(range(count * pack.fragments))
+    return [
+        tile * pack.fragments + fragment
+        for first in range(0, count, pack.group)
+        for chunk in range(0, pack.fragments, pack.chunk)
+        for tile in range(first, min(first + pack.group, count))
+        for fragment in range(chunk, chunk + pack.chunk)
+    ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +155,7 @@ class Streamed:
     computes: bool  # has a part for compute warps, and so a record
     weights: tuple[Tensor, ...]  # that come through the ring, not as operands
     gated: bool
-    passages: tuple[tuple[int, int, int], ...]  # of each task: the first tile, how many, their fragments
+    passages: tuple[tuple[int, int, int, int, int], ...]  # of each task: the first tile, how many; fragments, chunk and group of a pack
     input_bytes: int  # of shared memory
     polls: tuple[tuple[TileMap, tuple[int, ...]], ...]
 

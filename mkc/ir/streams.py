@@ -12,6 +12,7 @@ from mkc.ir.program import (
     MAX_OPERANDS,
     SLOT_BYTES,
     SLOT_FRAGMENTS,
+    Pack,
     Part,
     Program,
     Streamed,
@@ -121,10 +122,10 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
     for part, pack in zip(parts, streams.packs, strict=True):
         asked = _asked(part)
         known = (pack.weights, pack.gated) == (asked.weights, asked.gated) and len(pack.shares) == len(asked.passages)
-        passages = [(first, count, pack.fragments) for first, count, _ in pack.shares]
+        passages = [(first, count, pack.fragments, pack.chunk, pack.group) for first, count, _ in pack.shares]
         if not known or passages != list(asked.passages):
             raise unsound(program, f"the pack of {part.name} is not of the tiles that its tasks multiply", part.tasks[0])
-        _tiles(program, part, asked, pack.fragments)
+        _tiles(program, part, asked, pack)
         for task, (_, count, offset) in enumerate(pack.shares, part.tasks[0]):
             places[task] = offset, -(-count * pack.fragments // SLOT_FRAGMENTS)
     taken = sorted((offset, offset + slots * SLOT_BYTES, task) for task, (offset, slots) in places.items())
@@ -136,20 +137,21 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
             raise unsound(program, f"the weights of tasks {one} and {other} share byte {start} of packed memory", one, other)
 
 
-def _tiles(program: Program, part: Part, asked: Streamed, fragments: int) -> None:
+def _tiles(program: Program, part: Part, asked: Streamed, pack: Pack) -> None:
     """Passages follow each other, over all rows and the whole depth."""
     rows = asked.weights[0].shape[0] * 2 if asked.gated else sum(w.shape[0] for w in asked.weights)
     at = 0
-    for first, count, _ in asked.passages:
+    for first, count, *_ in asked.passages:
         if first != at or count < 1:
             raise unsound(program, f"the passages of {part.name} do not share out its tiles", part.tasks[0])
         at += count
     plain = all(w.dtype is DType.BF16 and w.layout.rank == 2 for w in asked.weights)
     same = len({w.shape[1] for w in asked.weights}) == 1 and (not asked.gated or len({w.shape for w in asked.weights}) == 1)
-    deep = max(w.shape[-1] for w in asked.weights) <= fragments * FRAGMENT_DEPTH
+    deep = max(w.shape[-1] for w in asked.weights) <= pack.fragments * FRAGMENT_DEPTH
+    deep = deep and 0 < pack.chunk <= pack.fragments and pack.fragments % pack.chunk == 0 and pack.group > 0
     read_only = all(w.storage.kind is Kind.PARAM for w in asked.weights)
     if not (plain and same and deep and read_only and at == -(-rows // TILE_ROWS)):
-        raise unsound(program, f"{at} tiles of {fragments} fragments are not the weights of {part.name}", part.tasks[0])
+        raise unsound(program, f"{at} tiles of {pack.fragments} fragments are not the weights of {part.name}", part.tasks[0])
 
 
 # ---- queues

@@ -33,12 +33,16 @@ def _no_weights(node: Node) -> tuple[Tensor, ...]:
     return ()
 
 
+def _own_body(node: Node) -> tuple[str, str] | None:
+    return None
+
+
 def _all_inputs(node: Node, tiling: Tiling, ranges: Ranges) -> tuple[TileMap, ...]:
     return tiling.imaps
 
 
-def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int]:
-    return 0, 0, 0
+def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int, int, int]:
+    return 0, 0, 0, 0, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,18 @@ class Streaming:
     """How streaming workers run an operator: its body has a part for the warps that talk, and one for those that compute.
 
     `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
-    the first, how many, and their depth in fragments (see `passes/pack.py`). One that only talks never `computes`.
-    `surely` gives the published inputs that the task at a grid point waits for whatever the data are.
+    the first, how many, their depth in fragments, and in which order (see `Pack`). One that only talks never `computes`.
+    `surely` gives the published inputs that the task at a grid point waits for whatever the data are. `body` is the header
+    and the struct of nodes whose body is not the operator's own.
     """
 
     arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
     input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
-    passage: Callable[[Node, Ranges], tuple[int, int, int]] = _no_passage
+    passage: Callable[[Node, Ranges], tuple[int, int, int, int, int]] = _no_passage
     computes: bool = True
     surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
+    body: Callable[[Node], tuple[str, str] | None] = _own_body
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""cache[..., index[n], ...] = source[..., n, ...]: rows of a tensor, such as a KV cache, written where they lie."""
+"""cache[..., index[..., n], ...] = source[..., n, ...]: rows of a tensor, such as a KV cache, written where they lie."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,25 @@ from mkc.ir.builder import Builder
 from mkc.ir.cost import cut
 from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.layout import contiguous
+from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
-from mkc.ir.tiling import Split, TileMap, Tiling, whole
+from mkc.ir.tiling import Split, TileMap, Tiling
 from mkc.ops import Op
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
-    """index [N], source like the cache but N along `dim`, and the cache as it is. Rows whose index lies outside the
-    cache are left out; of several rows with one index the last stays. With `wraps` an index may count from the end."""
+    """index [N], or [..., N] with the dimensions before `dim`; source like the cache but N along `dim`; the cache as it is.
+
+    Rows whose index lies outside the cache are left out; of several rows with one index the last stays. With `wraps` an
+    index may count from the end.
+    """
     index, source, cache = ins
     dim, written = node.integer("dim"), cache.copy()
     rows = np.where((index < 0) & bool(node["wraps"]), index + cache.shape[dim], index)
-    for n, row in enumerate(rows):
-        if 0 <= row < cache.shape[dim]:
-            np.moveaxis(written, dim, 0)[row] = np.moveaxis(source, dim, 0)[n]
+    for place in np.ndindex(*index.shape[:-1]):
+        for n, row in enumerate(rows[place]):
+            if 0 <= row < cache.shape[dim]:
+                np.moveaxis(written[place], dim - len(place), 0)[row] = np.moveaxis(source[place], dim - len(place), 0)[n]
     return (written,)
 
 
@@ -34,7 +38,8 @@ def tile(node: Node, target: Target) -> Tiling:
     grid = cut(target, cache.shape[:dim] or (1,), 2 * source.nbytes, 0)
     dims = tuple(Split(d) if d < dim else None for d in range(cache.layout.rank))
     share = min(1.0, source.layout.numel / cache.layout.numel)
-    imaps = (whole(index), TileMap(source, dims), TileMap(cache, dims, share))
+    numbers = TileMap(index, (*dims[: index.layout.rank - 1], None))
+    imaps = (numbers, TileMap(source, dims), TileMap(cache, dims, share))
     return Tiling(grid, imaps, (TileMap(node.output, dims, share),))
 
 
@@ -71,6 +76,20 @@ def _index_copy(b: Builder, target: Tensor, dim: int, index: Tensor, source: Ten
         raise UnsupportedError("index_copy of scalars")
     rows = index.view(index.layout.expand((source.shape[dim],)))  # an index may be a scalar
     return _append(b, target, dim % target.layout.rank, rows, source, wraps=False)
+
+
+def _scatter(b: Builder, target: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """Of those whose index is the same all along the dimensions behind `dim`, and that write whole rows."""
+    dim %= max(target.layout.rank, 1)
+    if target.layout.rank == 0 or index.layout.rank != target.layout.rank:
+        raise UnsupportedError("a scatter of scalars")
+    outer = [d for d in range(target.layout.rank) if d != dim]
+    behind = list(zip(index.shape, index.layout.strides, strict=True))[dim + 1 :]
+    same = all(n == 1 or step == 0 for n, step in behind)
+    if not same or any(index.shape[d] != target.shape[d] for d in outer) or source.shape != index.shape:
+        raise UnsupportedError("a scatter of anything but whole rows")
+    rows = Layout(index.shape[: dim + 1], index.layout.strides[: dim + 1], index.layout.offset)
+    return _append(b, target, dim, index.view(rows), source, wraps=False)
 
 
 def _index_put(
@@ -114,6 +133,7 @@ def _select_scatter(b: Builder, target: Tensor, source: Tensor, dim: int, index:
 CLAIMS = {
     "aten.index_copy.default": _index_copy,
     "aten.index_put.default": _index_put,
+    "aten.scatter.src": _scatter,
     "aten.slice_scatter.default": _slice_scatter,
     "aten.select_scatter.default": _select_scatter,
 }

@@ -12,7 +12,7 @@ from mkc.ir.cost import worthwhile_parts
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Const, Expr
 from mkc.ir.graph import Kind, Node, Tensor
-from mkc.ir.layout import Shape
+from mkc.ir.layout import Layout, Shape
 from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Split, TileMap, Tiling
 from mkc.ops import Op, elementwise
@@ -270,12 +270,24 @@ def _line(b: Builder, x: Tensor) -> _Line | None:
 def _made(b: Builder, x: Tensor) -> tuple[Expr, tuple[Tensor, ...]] | None:
     """The expression that x is, and its operands in the shape of x, which nobody has changed since."""
     node = _maker(b, x)
-    if node is None or node.output.layout.expand(x.shape) != x.layout:
+    if node is None or any(_changed_since(b, node, t) for t in node.inputs):
         return None
     expr = node["expr"]
     assert isinstance(expr, Arg | Call | Const)
-    still = not any(_changed_since(b, node, t) for t in node.inputs)
-    return (expr, tuple(t.view(t.layout.expand(x.shape)) for t in node.inputs)) if still else None
+    views = [t.view(layout) for t in node.inputs if (layout := _seen_as(x.layout, node.output.layout, t.layout))]
+    return (expr, tuple(views)) if len(views) == len(node.inputs) else None
+
+
+def _seen_as(view: Layout, made: Layout, operand: Layout) -> Layout | None:
+    """The operand as `view` sees what was `made` of it, element by element; None where its dimensions are not kept whole."""
+    if made.expand(view.shape) == view:
+        return operand.expand(view.shape)
+    found = {(n, s): step for n, s, step in zip(made.shape, made.strides, operand.strides, strict=True) if n > 1}
+    dims = [(n, 0 if n == 1 else s) for n, s in zip(view.shape, view.strides, strict=True)]
+    last = dims[-1][0] == 1 or dims[-1] == (made.shape[-1], made.strides[-1])
+    if not last or view.offset != made.offset or any(s and (n, s) not in found for n, s in dims):
+        return None
+    return Layout(view.shape, tuple(found[n, s] if s else 0 for n, s in dims), operand.offset)
 
 
 def _counts(values: Array) -> bool:

@@ -13,6 +13,7 @@ from mkc.ops import Op, Streaming
 from mkc.ops._functions import cpp
 from mkc.ops._streaming import epsilon, norm, offset
 
+POSITION = 3  # its place among the inputs
 BLOCK = 128  # neighbouring keys that go to one split
 LINE = 16  # equal words of lse: a line of memory for each head, or whoever merges would all wait for the same few lines
 MOST_HEADS = 8  # of q in a task: rows of a fragment
@@ -27,7 +28,19 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     The keys 0..position, or the last `window` of them, are dealt out to S splits in blocks. A part is the mean of its
     split's values by softmax, lse the binary logarithm of the sum of 2^score, where score = scale log2(e) q k. A split
     without keys gives zeros and -inf. Gains are added to `offset`.
+
+    Several sequences stand in a dimension of their own: of B the first of q, k, v, position, caches, cos and sin, and the
+    second of parts [S, B, H, D] and lse [S, B, H, LINE].
     """
+    if batch(node) == 1:
+        return _attended(node, ins, ranges[1])
+    tables = len(ins) - 2 * bool(node["rotary"])
+    alone = [x if 6 <= i < tables or i == POSITION else x[0] for i, x in enumerate(ins)]  # a task is of one sequence
+    parts, lse, keys, values = _attended(node, alone, ranges[2])
+    return parts[:, None], lse[:, None], keys[None], values[None]
+
+
+def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, ...]:
     q, k, v, (position,), keys, values, *tables = ins
     gains, angles = (tables[:2], tables[2:]) if epsilon(node) else ((None, None), tables)
     q, k = (_turned(_normed(node, x, gain), angles) for x, gain in zip((q, k), gains, strict=True))
@@ -36,7 +49,7 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
         keys[:, position], values[:, position] = k, v
     scale = np.float32(node.number("scale") * LOG2E)
     scores = np.einsum("hgd,htd->hgt", q.reshape(len(keys), -1, q.shape[-1]), keys) * scale
-    found = [_split(node, scores, values, position, split) for split in range(*ranges[1])]
+    found = [_split(node, scores, values, position, split) for split in range(*range_)]
     parts, lse = (np.stack(part) for part in zip(*found, strict=True))
     lse = np.repeat(lse.reshape(len(found), len(q), 1), LINE, axis=2)
     return parts.reshape(len(found), *q.shape), lse, keys, values
@@ -79,18 +92,31 @@ def _split(node: Node, scores: Array, values: Array, position: int, split: int) 
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each split and at most 8 heads that share keys. One of those writes the cache, where no other looks."""
-    q, k, v, position, keys, values, *tables = node.inputs
-    tasks, count = k.shape[0] * _shares(node), splits(node)
-    head, query, split = Split(0, share=_shares(node)), Split(0, each=q.shape[0] // tasks), Split(1)
-    share = min(1.0, (node.integer("window") or keys.shape[1]) / keys.shape[1]) / count
-    caches = [TileMap(cache, (head, None, None), share) for cache in (keys, values)]
-    imaps = [TileMap(q, (query, None)), TileMap(k, (head, None)), TileMap(v, (head, None)), whole(position), *caches]
+    """A task for each sequence, each split and at most 8 heads that share keys. One of those writes the cache, where no
+    other looks."""
+    q, k, v, position, keys, values, *rest = node.inputs
+    gains, angles = (rest[:2], rest[2:]) if epsilon(node) else ([], rest)
+    tasks, count = k.shape[-2] * _shares(node), splits(node)
+    several = [Split(0)] if batch(node) > 1 else []
+    first = len(several)
+    head, query, split = Split(first, share=_shares(node)), Split(first, each=q.shape[-2] // tasks), Split(first + 1)
+    room = keys.shape[-2]
+    share = min(1.0, (node.integer("window") or room) / room) / count
+    caches = [TileMap(cache, (*several, head, None, None), share) for cache in (keys, values)]
+    imaps = [TileMap(q, (*several, query, None)), TileMap(k, (*several, head, None)), TileMap(v, (*several, head, None))]
+    imaps += [TileMap(position, tuple(several) or (None,)), *caches, *map(whole, gains)]
+    imaps += [TileMap(table, (*several, None)) for table in angles]
     parts, lse, *_ = node.outputs
-    omaps = [TileMap(parts, (split, query, None)), TileMap(lse, (split, query, None))]
-    omaps += [TileMap(cache, (head, None, None), 1 / cache.shape[1]) for cache in (keys, values)]
-    grid = (Axis(tasks, tasks), Axis(count, count))
-    return Tiling(grid, (*imaps, *map(whole, tables)), tuple(omaps), pinned=True, apart=True)
+    omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query, None))]
+    omaps += [TileMap(cache, (*several, head, None, None), 1 / room) for cache in (keys, values)]
+    grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(tasks, tasks), Axis(count, count))
+    return Tiling(grid, tuple(imaps), tuple(omaps), pinned=True, apart=True)
+
+
+def batch(node: Node) -> int:
+    """B."""
+    q = node.inputs[0]
+    return q.shape[0] if q.layout.rank == 3 else 1
 
 
 def shares(heads: int, groups: int) -> int:
@@ -100,12 +126,12 @@ def shares(heads: int, groups: int) -> int:
 
 
 def _shares(node: Node) -> int:
-    return shares(node.inputs[0].shape[0], node.inputs[1].shape[0])
+    return shares(node.inputs[0].shape[-2], node.inputs[1].shape[-2])
 
 
 def flops(node: Node) -> float:
     q, keys = node.inputs[0], node.inputs[4]
-    return 4.0 * q.shape[0] * keys.shape[1] * q.shape[1]
+    return 4.0 * q.layout.numel * keys.shape[-2]
 
 
 def splits(node: Node) -> int:
@@ -114,21 +140,21 @@ def splits(node: Node) -> int:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    heads, depth = node.inputs[0].shape
+    *_, heads, depth = node.inputs[0].shape
     numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth)
     return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
 
 
 def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
-    (heads, depth), kv_heads = node.inputs[0].shape, node.inputs[1].shape[0]
+    (heads, depth), kv_heads = node.inputs[0].shape[-2:], node.inputs[1].shape[-2]
     group = heads // kv_heads // _shares(node)
     return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
     """The first split has keys at every position; others look at q, k and v only when they have some."""
-    return tiling.imaps if ranges[1] == (0, 1) else ()
+    return tiling.imaps if ranges[-1] == (0, 1) else ()
 
 
 STREAMING = Streaming(arguments, input_bytes, surely=surely)

@@ -7,25 +7,34 @@ import numpy as np
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Node
 from mkc.ir.target import Target
-from mkc.ir.tiling import Axis, Range, Tiling, whole
+from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 
 TALK_WARPS = 4  # each has a best, in 8 bytes
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
-    """Entries [P, 2], in the order of the row: values, and the bits of their places. The first of equals; NaN before all."""
+    """Entries [P, 2] in the order of the row, or [B, P, 2] of rows: values, and the bits of their places. Gives one place
+    for each row: of the first of equals; NaN before all."""
     (entries,) = ins
-    places = np.ascontiguousarray(entries[:, 1]).view(np.int32)
-    return (np.full(node.output.shape, places[np.argmax(entries[:, 0])], np.int64),)
+    rows = entries.reshape(-1, *entries.shape[-2:])
+    places = np.ascontiguousarray(rows[..., 1]).view(np.int32)
+    found = [row[np.argmax(values)] for row, values in zip(places, rows[..., 0], strict=True)]
+    return (np.array(found, np.int64).reshape(-1, *node.output.shape[1:]),)
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    return Tiling((Axis(1),), (whole(node.inputs[0]),), (whole(node.output),))
+    """A task for each row."""
+    (entries,), place = node.inputs, node.output
+    if entries.layout.rank == 2:
+        return Tiling((Axis(1),), (whole(entries),), (whole(place),))
+    row, rows = Split(0), entries.shape[0]
+    omap = TileMap(place, (row, *[None] * (place.layout.rank - 1)))
+    return Tiling((Axis(rows, rows),), (TileMap(entries, (row, None, None)),), (omap,))
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    return (str(node.inputs[0].shape[0]),)
+    return (str(node.inputs[0].shape[-2]),)
 
 
 def input_bytes(node: Node) -> int:

@@ -1,4 +1,4 @@
-"""y[n] = Expr(sum_k x'[k] w[n, k], ...) for one row x', which is x itself, its RMS norm or merged attention: a stream of weights."""
+"""y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its RMS norm or merged attention: a stream of weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,19 +12,31 @@ from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue
 from mkc.ops._functions import cpp, evaluate
-from mkc.ops._streaming import FRAGMENT_DEPTH, epsilon, fragments, norm, offset, truth
+from mkc.ops._streaming import (
+    FRAGMENT_DEPTH,
+    MOST_TILES,
+    Passage,
+    epsilon,
+    fragments,
+    norm,
+    offset,
+    passage_of,
+    truth,
+)
 from mkc.ops._streaming import TILE_ROWS as ROWS
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """x [1, K], or with `merge` the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; shift [K] if `shifted`;
-    lse [S, H, 16] and position [1] if `merge`; weights [N_i, K]; then further operands [1, N] of the epilogue.
+    """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
+    `eps`; shift [K] if `shifted`; lse [S, H, 16] or [S, B, H, 16] and position [B] if `merge`; weights [N_i, K]; then
+    further operands [B, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. The weights are
     one below the other, and the epilogue's first operand is their product with x'; a further one comes in as many pieces
     [1, N_i]. When `gated`, they are two and lie side by side: its first two operands.
 
-    With `best` every so many outputs leave only an entry of [P, 2]: the best of them, and the bits of where it stands.
+    With `best` every so many outputs leave only an entry of [P, 2], or [B, P, 2] of several rows: the best of them, and the
+    bits of where it stands.
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
@@ -33,7 +45,10 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     sums = [x @ w[lo:hi].T for w in stacked]
     others = [np.concatenate(ins[end:], axis=1)[:, lo:hi]] if in_pieces(node) else ins[end:]
     y = np.broadcast_to(evaluate(epilogue(node), [*sums, *others]), sums[0].shape)
-    return (_entry(y[0], lo) if best(node) else y,)
+    if not best(node):
+        return (y,)
+    entries = np.stack([_entry(row, lo) for row in y])
+    return (entries if batch(node) > 1 else entries[0],)
 
 
 def _entry(y: Array, first: int) -> Array:
@@ -43,10 +58,10 @@ def _entry(y: Array, first: int) -> Array:
 
 
 def _row(node: Node, ins: Sequence[Array]) -> Array:
-    """x' [1, K]."""
+    """x' [B, K]."""
     x, eps = ins[0], epsilon(node)
     if node["merge"]:
-        x = _merged(x, ins[first_weight(node) - 2][..., 0])
+        x = _merged(x, ins[first_weight(node) - 2][..., 0]).reshape(batch(node), -1)
     if eps:
         x = x - np.mean(x, axis=-1, keepdims=True) if node["centred"] else x
         scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
@@ -60,7 +75,7 @@ def _merged(parts: Array, lse: Array) -> Array:
     weights = np.exp2(lse - np.where(np.isneginf(top), 0, top))
     total = weights.sum(axis=0, keepdims=True)
     shares = weights / np.where(total == 0, 1, total)
-    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0).reshape(1, -1)))
+    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0)))
 
 
 def tile(node: Node, target: Target) -> Tiling:
@@ -68,7 +83,8 @@ def tile(node: Node, target: Target) -> Tiling:
     n, unit = _outputs(node), best(node) or (ROWS // 2 if node["gated"] else ROWS)
     axis = Axis(n, -(-n // unit) if best(node) else min(target.workers, -(-n // unit)), unit)
     columns = (None, Split(0))
-    made = (Split(0, share=unit), None) if best(node) else columns
+    entry = (Split(0, share=unit), None)
+    made = columns if not best(node) else (None, *entry) if batch(node) > 1 else entry
     imaps = (
         *map(whole, node.inputs[: first_weight(node)]),
         *(TileMap(w, (None, None), 1 / axis.parts) for w in weights(node)),
@@ -78,7 +94,7 @@ def tile(node: Node, target: Target) -> Tiling:
 
 
 def flops(node: Node) -> float:
-    return sum(2.0 * w.layout.numel for w in weights(node))
+    return batch(node) * sum(2.0 * w.layout.numel for w in weights(node))
 
 
 def weights(node: Node) -> tuple[Tensor, ...]:
@@ -88,7 +104,7 @@ def weights(node: Node) -> tuple[Tensor, ...]:
 
 
 def extras(node: Node) -> tuple[Tensor, ...]:
-    """The epilogue's further operands, [1, N] each, or the pieces of the only one."""
+    """The epilogue's further operands, [B, N] each, or the pieces of the only one."""
     return node.inputs[first_weight(node) + node.integer("weights") :]
 
 
@@ -102,6 +118,12 @@ def in_pieces(node: Node) -> bool:
     return not node["gated"] and node.integer("weights") > 1 and len(extras(node)) > 0
 
 
+def batch(node: Node) -> int:
+    """B."""
+    out = node.output
+    return out.shape[0] if not best(node) or out.layout.rank == 3 else 1
+
+
 def best(node: Node) -> int:
     """How many outputs share an entry, a task's; 0 when all are stored."""
     return node.integer("best")
@@ -113,11 +135,23 @@ def _outputs(node: Node) -> int:
     return counts[0] if node["gated"] else sum(counts)
 
 
-def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int]:
-    """The first tile, how many, and how deep they are."""
-    (begin, end), outputs = ranges[0], ROWS // 2 if node["gated"] else ROWS
-    first = begin // outputs
-    return first, -(-end // outputs) - first, fragments(_depth(node))
+def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int, int, int]:
+    """The first tile, how many, how deep they are, and their order."""
+    (begin, end), outputs = ranges[0], _tile_outputs(node)
+    first, passing = begin // outputs, _passing(node)
+    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group
+
+
+def _tile_outputs(node: Node) -> int:
+    return ROWS // 2 if node["gated"] else ROWS
+
+
+def _passing(node: Node) -> Passage:
+    depth = _depth(node)
+    if batch(node) > 1:
+        return passage_of(batch(node), depth, _tile_outputs(node))
+    count = fragments(depth)
+    return Passage(count, count, MOST_TILES, 2 * FRAGMENT_DEPTH * count)
 
 
 def _depth(node: Node) -> int:
@@ -125,16 +159,23 @@ def _depth(node: Node) -> int:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    _, tiles, depth = passage(node, ranges)
-    heads = node.inputs[0].shape[1] if node["merge"] else 0
+    _, tiles, depth, chunk, group = passage(node, ranges)
+    heads = node.inputs[0].shape[-2] if node["merge"] else 0
     numbers = (tiles, depth, _depth(node))
-    flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"]))
-    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, str(node["merge"]), str(heads), str(best(node)))
+    flags = (*(() if batch(node) > 1 else (node["centred"], node["shifted"], in_pieces(node))), node["gated"])
+    merge = map(str, (node["merge"], heads, best(node)))
+    several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())
+    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *map(truth, flags), *merge, *several)
+
+
+def body(node: Node) -> tuple[str, str] | None:
+    """Several rows have one of their own."""
+    return ("stream_rows", "StreamRows") if batch(node) > 1 else None
 
 
 def input_bytes(node: Node) -> int:
-    """Of shared memory: the row, padded with zeros."""
-    return 2 * FRAGMENT_DEPTH * fragments(_depth(node))
+    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums."""
+    return _passing(node).input_bytes
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
@@ -150,5 +191,5 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely)
+STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely, body=body)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -1,4 +1,4 @@
-"""Graph -> Graph. Attention of one position, with the norms, rotations and appends before it, becomes one decode_attention."""
+"""Graph -> Graph. Attention of a position a sequence, with norms, rotations and appends before it, becomes one decode_attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from mkc.passes._uses import Uses, rewritten
 
 UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
 VECTOR = 8  # elements that are read at once
+MOST_SEQUENCES, DEPTHS = 16, (64, 128)  # of several sequences together, and how deep their heads may be
 MAX_SPLITS = 8  # whoever merges them reads them all
 
 
@@ -33,20 +34,21 @@ def attend(graph: Graph, target: Target) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What became the queries, or the keys: rows [N, D], perhaps normalised, their first R dims perhaps turned."""
+    """What became the queries, or the keys: rows [N, D], [B, N, D] of several sequences, perhaps normalised, their first R
+    dims perhaps turned."""
 
     tensor: Tensor
     gain: Tensor | None
     offset: float  # that gains are added to
     eps: float
-    angles: tuple[Tensor, ...]  # cos and sin [R]
+    angles: tuple[Tensor, ...]  # cos and sin [R], or [B, R]
     read: tuple[tuple[Tensor, int], ...]  # each tensor and the node that read it
     absorbed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Append:
-    """Where a cache [1, KV, T, D] takes in its row."""
+    """Where a cache [B, KV, T, D] takes in its rows."""
 
     number: int
     position: Tensor
@@ -77,8 +79,8 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
     if not all(appends):
         return None
     first, second = (a for a in appends if a)
-    queries, keys = _rows(uses, q, number), _rows(uses, first.source, first.number)
-    values = _matrix(second.source, v.shape[3])
+    queries, keys = _rows(uses, q, number, q.shape[0]), _rows(uses, first.source, first.number, q.shape[0])
+    values = _heads(second.source, v.shape[3], v.shape[0])
     if queries is None or keys is None or values is None or not _agree(queries, keys):
         return None
     read = (*queries.read, *keys.read, (values, second.number), *((a.position, a.number) for a in (first, second)))
@@ -86,7 +88,19 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
         return None
     absorbed = (*queries.absorbed, *keys.absorbed, first.number, second.number, number)
     out = uses.nodes[end].output
-    return _Chain(queries, keys, values, (first.cache, second.cache), first.position, out, end, absorbed)
+    chain = _Chain(queries, keys, values, (first.cache, second.cache), first.position, out, end, absorbed)
+    return chain if q.shape[0] == 1 or (window(node) == 0 and _may_go_together(uses, chain)) else None
+
+
+def _may_go_together(uses: Uses, chain: _Chain) -> bool:
+    """Several sequences have heads that are turned whole or not at all, a task for all that share keys, and rows that streams publish."""
+    rows = (chain.queries.tensor, chain.keys.tensor, chain.values)
+    (heads, depth), groups = rows[0].shape[-2:], rows[1].shape[-2]
+    turned = all(t.dtype is DType.BF16 and t.shape[-1] == depth for t in chain.queries.angles)
+    plain = depth in DEPTHS and shares(heads, groups) == 1 and chain.queries.offset == 0.0
+    readers = (*chain.absorbed, *(number for _, number in (*chain.queries.read, *chain.keys.read)))
+    published = all(uses.maker(t, "stream_linear") is not None and uses.is_private(t, *readers) for t in rows)
+    return plain and turned and published
 
 
 def _end(uses: Uses, number: int) -> int | None:
@@ -102,12 +116,12 @@ def _end(uses: Uses, number: int) -> int | None:
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     (batch, heads, rows, depth), groups = q.shape, k.shape[1]
     alike = k.shape == v.shape and all(t.dtype is DType.BF16 for t in (q, k, v))
-    fits = batch == rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
+    fits = batch <= MOST_SEQUENCES and rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
     return alike and fits and heads % groups == 0 and shares(heads, groups) > 0
 
 
 def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
-    """The node that writes one row into the cache, for this reader alone, where the reader's keys end."""
+    """The node that writes one row a sequence into the cache, for this reader alone, where the reader's keys end."""
     writers, readers = uses.writers[cache.storage], uses.readers[cache.storage]
     if cache.storage.kind is not Kind.STATE or len(writers) != 1 or {*readers} != {writers[0], reader}:
         return None
@@ -116,8 +130,8 @@ def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | 
     if node.op != "append" or number > reader or node["dim"] != 2 or node["wraps"]:
         return None
     index, source, whole = node.inputs
-    position = _scalar(index)
-    if position is None or position != _scalar(limit) or not uses.are_still((position,), number, reader):
+    position = _positions(index, cache.shape[0])
+    if position is None or position != _positions(limit, cache.shape[0]) or not uses.are_still((position,), number, reader):
         return None
     plain = _is_whole(whole) and _is_whole(cache) and whole.shape == cache.shape
     return _Append(number, position, source, whole.view(contiguous(whole.shape))) if plain else None
@@ -127,18 +141,21 @@ def _is_whole(tensor: Tensor) -> bool:
     return tensor.layout.is_contiguous and tensor.nbytes == tensor.storage.nbytes
 
 
-def _scalar(tensor: Tensor) -> Tensor | None:
-    """[1] when all elements of the tensor of integers are one."""
+def _positions(tensor: Tensor, batch: int) -> Tensor | None:
+    """[B] when all integers of a sequence, along the tensor's first dimension, are one, and those of sequences neighbours."""
     steps = [s for n, s in zip(tensor.shape, tensor.layout.strides, strict=True) if n > 1]
+    if batch > 1:
+        neighbours = tensor.shape[0] == batch and steps[0] == 1
+        steps = steps[1:] if neighbours else [1]
     alone = tensor.dtype is DType.I64 and not any(steps)
-    return tensor.view(Layout((1,), (1,), tensor.layout.offset)) if alone else None
+    return tensor.view(Layout((batch,), (1,), tensor.layout.offset)) if alone else None
 
 
-def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
+def _rows(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Rows | None:
     depth, absorbed, angles = tensor.shape[-1], list[int](), tuple[Tensor, ...]()
     factor, offset, eps = None, 0.0, 0.0
     read = list[tuple[Tensor, int]]()
-    turning = _turning(uses, tensor, reader)
+    turning = _turning(uses, tensor, reader, batch)
     if turning:
         tensor, angles, reader = turning.source, turning.angles, turning.numbers[0]
         read += [(line, turning.numbers[-1]) for line in angles]
@@ -152,7 +169,7 @@ def _rows(uses: Uses, tensor: Tensor, reader: int) -> _Rows | None:
         cast = uses.maker(tensor, "elementwise")
         if cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
             tensor, reader = uses.nodes[cast].inputs[0], cast
-    matrix = _matrix(tensor, depth)
+    matrix = _heads(tensor, depth, batch)
     if matrix is None or matrix.dtype is not DType.BF16 or (factor and factor.shape != (depth,)):
         return None
     return _Rows(matrix, factor, offset, eps, angles, (*read, (matrix, reader)), tuple(absorbed))
@@ -167,11 +184,11 @@ class _Turning:
     numbers: tuple[int, ...]
 
 
-def _turning(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
+def _turning(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Turning | None:
     number = _step(uses, tensor, reader, "rotary")
-    if number is not None and (lines := _lines(uses.nodes[number])):
+    if number is not None and (lines := _lines(uses.nodes[number], batch)):
         return _Turning(uses.nodes[number].inputs[0], lines, (number,))
-    return _turning_of_some(uses, tensor, reader)
+    return _turning_of_some(uses, tensor, reader) if batch == 1 else None
 
 
 def _turning_of_some(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
@@ -180,7 +197,7 @@ def _turning_of_some(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None
     if len(writers) != 2 or not uses.is_private(tensor, reader) or {uses.nodes[w].op for w in writers} != {"rotary", "elementwise"}:
         return None
     turns, copies = sorted(writers, key=lambda w: uses.nodes[w].op != "rotary")
-    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns])
+    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns], 1)
     if not lines or copied["expr"] != Arg(0) or len(copied.inputs) != 1:
         return None
     source = _side_by_side(turned.inputs[0], copied.inputs[0])
@@ -201,11 +218,15 @@ def _side_by_side(first: Tensor, then: Tensor) -> Tensor | None:
     return first.view(layout) if alike and same and follows else None
 
 
-def _lines(rotary: Node) -> tuple[Tensor, ...]:
-    """cos and sin [R] of a rotation that does nothing else, and turns all rows alike; else nothing."""
-    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t)) and line.layout.offset % VECTOR == 0)
-    alike = len(lines) == 2 and lines[0].dtype is lines[1].dtype and lines[0].shape[0] % UNIT == 0
+def _lines(rotary: Node, batch: int) -> tuple[Tensor, ...]:
+    """cos and sin [R], or [B, R], of a rotation that does nothing else, and turns all rows of a sequence alike; else nothing."""
+    lines = tuple(line for t in rotary.inputs[1:] if (line := _line(t, batch)) and _is_aligned(line.layout))
+    alike = len(lines) == 2 and lines[0].dtype is lines[1].dtype and lines[0].shape[-1] % UNIT == 0
     return lines if alike and rotary["epilogue"] in (Arg(0), ROUNDED) else ()
+
+
+def _is_aligned(layout: Layout) -> bool:
+    return not any(n % VECTOR for n in (layout.offset, *layout.strides[:-1]))
 
 
 def _step(uses: Uses, tensor: Tensor, reader: int, op: str) -> int | None:
@@ -228,11 +249,28 @@ def _matrix(tensor: Tensor, depth: int) -> Tensor | None:
     return tensor.view(layout) if not any(n % VECTOR for n in (layout.offset, *layout.strides[:1], depth)) else None
 
 
-def _line(tensor: Tensor) -> Tensor | None:
-    """[D] when all rows of the tensor are the same one."""
+def _heads(tensor: Tensor, depth: int, batch: int) -> Tensor | None:
+    """As `_matrix`; of several sequences [B, N, depth], each one's rows without gaps."""
+    if batch == 1:
+        return _matrix(tensor, depth)
+    step = tensor.layout.strides[0]
+    if tensor.shape[0] != batch or step % VECTOR:
+        return None
+    each = _matrix(tensor.view(tensor.layout.select(0, 0)), depth)
+    if each is None or not each.layout.is_contiguous:
+        return None
+    return each.view(Layout((batch, *each.shape), (step, depth, 1), tensor.layout.offset))
+
+
+def _line(tensor: Tensor, batch: int) -> Tensor | None:
+    """[D] when all rows of the tensor are the same one; [B, D] when those of each sequence are."""
     *lead, (depth, step) = zip(tensor.shape, tensor.layout.strides, strict=True)
-    same = step == 1 and all(n == 1 or s == 0 for n, s in lead) and tensor.dtype in (DType.BF16, DType.F32)
-    return tensor.view(Layout((depth,), (1,), tensor.layout.offset)) if same else None
+    inner = lead if batch == 1 else lead[1:]
+    same = step == 1 and all(n == 1 or s == 0 for n, s in inner) and tensor.dtype in (DType.BF16, DType.F32)
+    if not same or (batch > 1 and lead[0][0] != batch):
+        return None
+    first = lead[:1] if batch > 1 else []
+    return tensor.view(Layout((*(n for n, _ in first), depth), (*(s for _, s in first), 1), tensor.layout.offset))
 
 
 def _agree(queries: _Rows, keys: _Rows) -> bool:
@@ -241,9 +279,9 @@ def _agree(queries: _Rows, keys: _Rows) -> bool:
 
 
 def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
-    """The streams that take the attention's result as their row, when nobody else reads it."""
+    """The streams that take the attention's result as their rows, when nobody else reads it."""
     readers = uses.readers[chain.out.storage]
-    width = chain.out.layout.numel
+    width = chain.out.layout.numel // chain.out.shape[0]
     matrix = _matrix(chain.out, chain.out.shape[-1])
     private = uses.is_private(chain.out, *readers) and matrix is not None and matrix.layout.is_contiguous
     taken = all(_takes(uses.nodes[r], chain.out, width) and uses.are_still((chain.position,), chain.end, r) for r in readers)
@@ -253,20 +291,23 @@ def _readers(uses: Uses, chain: _Chain) -> tuple[int, ...]:
 def _takes(node: Node, out: Tensor, width: int) -> bool:
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1
-    return plain and once and node.inputs[0].storage == out.storage and node.inputs[0].layout.numel == width
+    row = node.inputs[0]
+    return plain and once and row.storage == out.storage and row.layout.numel == out.layout.numel and row.shape[-1] == width
 
 
 def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
-    heads, depth = chain.queries.tensor.shape
-    groups, room = chain.caches[0].shape[1:3]
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), target.workers // (groups * shares(heads, groups))))
+    heads, depth = chain.queries.tensor.shape[-2:]
+    batch, groups, room, _ = chain.caches[0].shape
+    several = (batch,) if batch > 1 else ()
+    lines = batch * groups * shares(heads, groups)
+    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // lines))
     name = chain.out.storage.name
-    parts = _new(f"{name}_parts", (splits, heads, depth), DType.BF16)
-    lse = _new(f"{name}_lse", (splits, heads, LINE), DType.F32)
-    caches = tuple(c.view(c.layout.squeeze(0)) for c in chain.caches)
+    parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
+    lse = _new(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
+    caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
-    turned = chain.queries.angles[0].shape[0] if chain.queries.angles else 0
+    turned = chain.queries.angles[0].shape[-1] if chain.queries.angles else 0
     attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=splits)
     attrs["window"] = window(node)
     return Node(
@@ -279,13 +320,20 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     )
 
 
+def _busy(target: Target, batch: int) -> int:
+    """How many workers are worth having tasks. Half of them read as fast as memory gives, and parts of a batch are long to merge."""
+    return target.workers if batch == 1 else target.workers // 2
+
+
 def _new(name: str, shape: Sequence[int], dtype: DType) -> Tensor:
     layout = contiguous(tuple(shape))
     return Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, Kind.ARENA))
 
 
 def _merging(node: Node, decoding: Node) -> Node:
-    """The stream reads the parts instead of the attention's result."""
+    """The stream reads the parts instead of the attention's result. Of several sequences a part alone is the result."""
     parts, lse, *_ = decoding.outputs
+    if parts.layout.rank == 4 and parts.shape[0] == 1:
+        return replace(node, inputs=(parts.view(contiguous(node.inputs[0].shape)), *node.inputs[1:]))
     attrs = tuple((key, parts.shape[0] if key == "merge" else value) for key, value in node.attrs)
     return replace(node, inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]), attrs=attrs)

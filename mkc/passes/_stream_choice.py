@@ -10,6 +10,7 @@ from mkc.ir.layout import contiguous
 from mkc.ir.target import Target
 from mkc.ops._epilogue import epilogue
 from mkc.ops._streaming import TILE_ROWS
+from mkc.ops.stream_linear import batch
 from mkc.passes._uses import Uses, rewritten
 
 
@@ -44,9 +45,10 @@ def _choice(uses: Uses, number: int) -> _Choice | None:
 
 
 def _is_asked_for_one(stream: Node, row: Tensor, place: Tensor) -> bool:
-    """The argmax sees all that the stream makes as one row, and gives one place."""
-    whole = row.layout.is_contiguous and row.shape[-1] == row.layout.numel == stream.output.layout.numel
-    return whole and place.layout.numel == 1 and not stream["gated"] and not stream["best"]
+    """The argmax sees all that the stream makes, row by row, and gives one place of each."""
+    whole = row.layout.is_contiguous and row.layout.numel == stream.output.layout.numel
+    same = row.shape[-1] == stream.output.shape[-1] and place.layout.numel == place.shape[0] == batch(stream)
+    return whole and same and not stream["gated"] and not stream["best"]
 
 
 def _finder(uses: Uses, candidates: Tensor, node: Node, number: int) -> int | None:
@@ -65,9 +67,9 @@ def _follow(stream: int, readers: Iterable[int]) -> bool:
 
 def _telling(node: Node, target: Target) -> Node:
     """The stream with an entry [value, place] for each of equal shares, values rounded as they would have been stored."""
-    row, count = node.output, node.output.layout.numel
+    row, (rows, count) = node.output, node.output.shape
     share = TILE_ROWS * -(-count // (TILE_ROWS * target.workers))
-    layout = contiguous((-(-count // share), 2))
+    layout = contiguous((*([rows] if rows > 1 else []), -(-count // share), 2))
     storage = Storage(f"{row.storage.name}_best", layout.numel * DType.F32.itemsize, Kind.ARENA)
     stored = Call("to_bfloat16", (epilogue(node),)) if row.dtype is DType.BF16 else epilogue(node)
     changed: dict[str, Attr] = dict(best=share, epilogue=stored)

@@ -117,17 +117,20 @@ class _Words:
         op = registry()[node.op]
         views = [m.tensor.cpp for m in _maps(node, tiling)]
         if op.streaming is None:
-            return [self._body(node, op.struct, [*op.arguments(node), *views])] * len(tasks)
+            return [self._body(node, (node.op, op.struct), [*op.arguments(node), *views])] * len(tasks)
         arguments, computes = [op.streaming.arguments(node, task.ranges) for task in tasks], op.streaming.computes
-        return [self._body(node, op.struct, [*mine, *views], True, computes) for mine in arguments]
+        kind = op.streaming.body(node) or (node.op, op.struct)
+        return [self._body(node, kind, [*mine, *views], True, computes) for mine in arguments]
 
     def _body(
-        self, node: Node, struct: str, arguments: Sequence[str], streams: bool = False, computes: bool = False
+        self, node: Node, kind: tuple[str, str], arguments: Sequence[str], streams: bool = False, computes: bool = False
     ) -> Body:
+        """`kind` is a header and a struct in it."""
+        header, struct = kind
         name = f"ops::{struct}<{', '.join(arguments)}>"
         if name not in self.bodies:
             self.numbered[name] = len(self.bodies)
-            self.bodies[name] = Body(node.op, name, node.name, streams, computes)
+            self.bodies[name] = Body(header, name, node.name, streams, computes)
         return self.bodies[name]
 
     def _operands(self, maps: Sequence[TileMap], section: int) -> int:

@@ -92,10 +92,10 @@ def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...],
             continue
         shares = []
         for t in range(tasks.first[i], tasks.first[i + 1]):
-            first, count, fragments = op.passage(node, tasks.tasks[t].ranges)
+            first, count, fragments, chunk, group = op.passage(node, tasks.tasks[t].ranges)
             slots = -(-count * fragments // SLOT_FRAGMENTS)
             places[t] = end, slots
             shares.append((first, count, end))
             end += slots * SLOT_BYTES
-        packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares)))
+        packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares), chunk, group))
     return places, tuple(packs), end

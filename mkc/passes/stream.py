@@ -1,4 +1,4 @@
-"""Graph -> Graph. Products of one row with weights become streams; norms, gates, neighbours, attention and argmax move in."""
+"""Graph -> Graph. Products of a few rows with weights become streams; norms, gates, neighbours, attention and argmax move in."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -21,6 +21,7 @@ from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 from mkc.passes.pack import LEAST_SLOTS, ring_slots
 
+MOST_ROWS = 16  # sequences in a step
 DEEPEST = 1 << 15  # a row in shared memory, beside the ring
 DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
 MOST_PIECES = 8  # of an operand
@@ -61,7 +62,7 @@ def _moved(tiling: Tiling) -> float:
     return tiling.size * sum(m.moved(first) for m in (*tiling.imaps, *tiling.omaps))
 
 
-# ---- products of one row
+# ---- products of a few rows
 
 
 def _narrow(graph: Graph) -> Graph:
@@ -100,14 +101,15 @@ def _products(graph: Graph) -> Graph:
 
 
 def _is_stream(node: Node) -> bool:
-    """One row of bfloat16 times a parameter, in pieces that vector loads can take."""
+    """A few rows of bfloat16 times a parameter, in pieces that vector loads can take."""
     x, w, *rest = node.inputs
-    k = w.shape[1]
-    row = x.shape == (1, k) and x.layout.is_contiguous and x.dtype is DType.BF16 and k <= DEEPEST
+    n, k = w.shape
+    row = x.shape[1:] == (k,) and x.layout.is_contiguous and x.dtype is DType.BF16 and k <= DEEPEST
+    few = x.shape[0] == 1 or (x.shape[0] <= MOST_ROWS and n % WORD == 0)
     vectors = k % VECTOR == x.layout.offset % VECTOR == 0
     weight = w.storage.kind is Kind.PARAM and w.dtype is DType.BF16  # however it lies, for it is packed
     result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
-    return row and vectors and weight and result and all(t.dtype.is_float for t in rest)
+    return row and few and vectors and weight and result and all(t.dtype.is_float for t in rest)
 
 
 def _product(node: Node) -> Node:
@@ -135,7 +137,7 @@ def _norms(graph: Graph) -> Graph:
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    """A norm of one bfloat16 row: x [1, K], gain [K], and shift [K] if there is one."""
+    """A norm of bfloat16 rows: x [B, K], gain [K], and shift [K] if there is one."""
 
     inputs: tuple[Tensor, ...]
     eps: Attr
@@ -144,28 +146,29 @@ class _Norm:
 
 
 def _norm(uses: Uses, number: int) -> _Norm | None:
+    """Of several rows only RMS norms."""
     node = uses.nodes[number]
     lines, offset = tuple[Tensor, ...](), 0.0
     if node.op == "rms_norm" and (scaled := gain(node)):
         lines, offset = (scaled[0],), scaled[1]
-    if node.op == "layer_norm" and node.output.shape[-1] <= DEEPEST_CENTRED:
+    if node.op == "layer_norm" and node.output.layout.numel == node.output.shape[-1] <= DEEPEST_CENTRED:
         lines = parameters(node)
-    row = _normalised(uses, number) if lines else None
-    return _Norm((row, *lines), node["eps"], offset, node.op == "layer_norm") if row else None
+    rows = _normalised(uses, number) if lines else None
+    return _Norm((rows, *lines), node["eps"], offset, node.op == "layer_norm") if rows else None
 
 
 def _normalised(uses: Uses, number: int) -> Tensor | None:
-    """The row [1, K] of bfloat16 that the node normalises, when it has no other."""
+    """The rows [B, K] of bfloat16 that the node normalises, when they are few."""
     node = uses.nodes[number]
     x, out = node.inputs[0], node.output
-    if out.layout.numel != out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
+    if out.layout.numel > MOST_ROWS * out.shape[-1] or not uses.is_private(out, *uses.readers[out.storage]):
         return None
     cast = uses.maker(x, "elementwise")
     if x.dtype is DType.F32 and cast is not None and uses.nodes[cast]["expr"] == Call("to_float32", (Arg(0),)):
         if not uses.are_still(uses.nodes[cast].inputs, cast, number):
             return None
         x = uses.nodes[cast].inputs[0]
-    flat = x.layout.reshape((1, out.shape[-1]))
+    flat = x.layout.reshape((out.layout.numel // out.shape[-1], out.shape[-1]))
     plain = x.dtype is DType.BF16 and x.layout.is_contiguous and x.layout.numel == out.layout.numel
     return x.view(flat) if flat and plain and x.layout.offset % VECTOR == 0 else None
 
@@ -175,7 +178,8 @@ def _takes(uses: Uses, reader: int, out: Tensor, found: _Norm) -> bool:
     node, (number,) = uses.nodes[reader], uses.writers[out.storage]
     plain = node.op == "stream_linear" and not node["eps"] and not node["merge"]
     once = sum(t.storage == out.storage for t in node.inputs) == 1 and node.inputs[0].storage == out.storage
-    return plain and once and node.inputs[0].layout.numel == out.layout.numel and uses.are_still(found.inputs, number, reader)
+    same = node.inputs[0].layout.numel == out.layout.numel and node.inputs[0].shape[-1] == out.shape[-1]
+    return plain and once and same and uses.are_still(found.inputs, number, reader)
 
 
 def _normed(node: Node, found: _Norm) -> Node:
@@ -251,28 +255,50 @@ def _neighbours(graph: Graph) -> Graph:
         if _is_single(node) and _may_join(uses, node):
             groups[*_row(node), epilogue(node), len(extras(node))].append(number)
     changes: dict[int, Node | None] = {}
-    moved: dict[Storage, tuple[Storage, int]] = {}
+    moved: dict[Storage, tuple[Storage, int, int, int]] = {}
     for group in (g for numbers in groups.values() for g in _unbroken(uses, numbers) if len(g) > 1):
         nodes = [graph.nodes[number] for number in group]
         changes |= dict.fromkeys(group)
         changes[group[0]] = joined = _joined(nodes)
         at = 0
         for node in nodes:
-            moved[node.output.storage] = (joined.output.storage, at)
+            moved[node.output.storage] = joined.output.storage, at, node.output.shape[1], joined.output.shape[1]
             at += node.output.shape[1]
 
     def view(t: Tensor) -> Tensor:
-        storage, at = moved.get(t.storage, (t.storage, 0))
-        return Tensor(t.dtype, replace(t.layout, offset=t.layout.offset + at), storage)
+        if t.storage not in moved:
+            return t
+        storage, at, width, total = moved[t.storage]
+        layout = widened(t.layout, width, total)
+        assert layout is not None  # or it would not have joined
+        return Tensor(t.dtype, replace(layout, offset=layout.offset + at), storage)
 
     return rewritten(graph, changes, view)
 
 
 def _may_join(uses: Uses, node: Node) -> bool:
-    """Nothing further is done to the result, or one parameter added, or the like."""
+    """Nothing further is done to the result, or of one row one parameter added, or the like."""
     out, others = node.output, extras(node)
     plain = len(others) < 2 and all(t.storage.kind is Kind.PARAM for t in others) and out.shape[1] % WORD == 0
-    return plain and uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    scratch = uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
+    return plain and scratch and (out.shape[0] == 1 or (not others and _has_rows_of_its_own(uses, out)))
+
+
+def _has_rows_of_its_own(uses: Uses, out: Tensor) -> bool:
+    """Nobody's view of the rows has a dimension that runs on from one to the next."""
+    nodes = [uses.nodes[number] for number in (*uses.readers[out.storage], *uses.writers[out.storage])]
+    seen = (t for n in nodes for t in (*n.inputs, *n.outputs) if t.storage == out.storage)
+    return all(widened(t.layout, out.shape[1], out.shape[1]) for t in seen)
+
+
+def widened(layout: Layout, width: int, total: int) -> Layout | None:
+    """The same elements when rows of `width` stand `total` apart; None where a dimension runs on from row to row."""
+    steps = [(n, s) for n, s in zip(layout.shape, layout.strides, strict=True) if n > 1]
+    within = sum(s * (n - 1) for n, s in steps if s < width) + layout.offset % width
+    if within >= width or any(s % width for _, s in steps if s >= width):
+        return None
+    strides = tuple(s // width * total if n > 1 and s >= width else s for n, s in zip(layout.shape, layout.strides, strict=True))
+    return Layout(layout.shape, strides, layout.offset // width * total + layout.offset % width)
 
 
 def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
@@ -289,9 +315,9 @@ def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
 
 def _joined(nodes: Sequence[Node]) -> Node:
     first = nodes[0]
-    total = sum(node.output.shape[1] for node in nodes)
-    storage = Storage(f"{first.output.storage.name}_joined", total * DType.BF16.itemsize, Kind.ARENA)
-    out = Tensor(DType.BF16, contiguous((1, total)), storage)
+    rows, total = first.output.shape[0], sum(node.output.shape[1] for node in nodes)
+    storage = Storage(f"{first.output.storage.name}_joined", rows * total * DType.BF16.itemsize, Kind.ARENA)
+    out = Tensor(DType.BF16, contiguous((rows, total)), storage)
     pieces = (piece for node in nodes for piece in extras(node))
     inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)), *pieces)
     return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))

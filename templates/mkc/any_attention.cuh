@@ -22,6 +22,8 @@ template <class T, int N, int D, long long S, long long One>
 constexpr long long kStep<View<T, Shape<N, D>, Stride<S, One>>> = S;
 template <class T, int N, int D, long long S, long long One>
 constexpr long long kStep<Words<T, Shape<N, D>, Stride<S, One>>> = S;
+template <class T, int Batch, int N, int D, long long Apart, long long S, long long One>
+constexpr long long kStep<Words<T, Shape<Batch, N, D>, Stride<Apart, S, One>>> = S;  // of each sequence
 template <class V>
 constexpr int kEach = kIsPublished<V> ? 4 : 1;  // elements of what its pointer points at
 

@@ -108,7 +108,7 @@ def _language() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     return list(raise_sections(model, state, (), 2)), [state.tensors, state.tensors], (2, 3)
 
 
-def _streaming() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
+def _streaming(batch: int = 1) -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     """Decoding alone, in bfloat16: what Hopper's workers stream."""
     transformers = import_module("transformers")
     config = transformers.Qwen3Config(
@@ -116,19 +116,20 @@ def _streaming() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
         num_key_value_heads=1, head_dim=64, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=None,
     )  # fmt: skip
     model = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False).to(torch.bfloat16)
-    state = make_state(model, 192, 3)
+    state = make_state(model, 192, 3, batch)
     for tensor in state.caches:
         tensor.copy_(torch.randn(tensor.shape))
     _, length, position, token, *_ = state.tensors
-    length.fill_(63), position.fill_(62), token.fill_(7)  # the third step begins a block of keys
+    length.fill_(63), token.fill_(7)
+    position.copy_(62 - torch.arange(batch))  # the first sequence's third step begins a block of keys
     return [raise_sections(model, state, (), 3)[1]], [state.tensors], (3,)
 
 
 MODELS: dict[str, Callable[[], tuple[list[Raised], list[Any], tuple[int, ...]]]] = {
     "mlp": _mlp, "attention": _attention, "recurrence": _recurrence, "language": _language,
 }  # fmt: skip
-STREAMING = {"streaming": _streaming}
-STREAMED = [f"streaming-static-{workers}" for workers in (2, 3, 6)]
+STREAMING = {"streaming": _streaming, "together": lambda: _streaming(2)}
+STREAMED = [*(f"streaming-static-{workers}" for workers in (2, 3, 6)), "together-static-3"]
 NAMES = [f"{model}-{policy}-{workers}" for model in MODELS for policy in ("static", "dynamic") for workers in (2, 3)]
 
 

@@ -30,9 +30,9 @@ def hopper(workers: int) -> Target:
 
 
 @cache
-def streamed(kind: str, workers: int) -> Compilation:
+def streamed(kind: str, workers: int, batch: int = 1) -> Compilation:
     with mock.patch("mkc.compiler.render"), mock.patch("mkc.compiler.check"):
-        return compile_graphs([decoding(MODELS[kind]())[1].graph], hopper(workers))
+        return compile_graphs([decoding(MODELS[kind](), *[0] * batch)[1].graph], hopper(workers))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,14 @@ def streamed(kind: str, workers: int) -> Compilation:
 )
 def test_plans_of_models_are_accepted(kind: str, workers: int) -> None:
     program = streamed(kind, workers).program
+    assert program.streams is not None
+    check(program, hopper(workers))
+
+
+@pytest.mark.parametrize("kind", ["qwen3, deep", "llama", "qwen2", "gemma"])
+@pytest.mark.parametrize(("workers", "batch"), [(1, 2), (5, 3), (132, 8), (132, 16)])
+def test_plans_of_several_sequences_are_accepted(kind: str, workers: int, batch: int) -> None:
+    program = streamed(kind, workers, batch).program
     assert program.streams is not None
     check(program, hopper(workers))
 
@@ -55,9 +63,11 @@ def test_no_mutant_that_can_go_wrong_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STREAM_MUTATIONS)
-@pytest.mark.parametrize(("model", "workers"), [("qwen3", 5), ("qwen3, deep", 132), ("llama", 16)])
-def test_what_the_device_alone_would_notice_is_refused(kind: str, model: str, workers: int) -> None:
-    program = streamed(model, workers).program
+@pytest.mark.parametrize(
+    ("model", "workers", "batch"), [("qwen3", 5, 1), ("qwen3, deep", 132, 1), ("llama", 16, 1), ("qwen3", 16, 3)]
+)
+def test_what_the_device_alone_would_notice_is_refused(kind: str, model: str, workers: int, batch: int) -> None:
+    program = streamed(model, workers, batch).program
     for seed in range(4):
         made = STREAM_MUTATIONS[kind](program, Random(seed))
         assert made is None or refused(made, hopper(workers)), seed

@@ -83,6 +83,17 @@ def test_shares_of_any_size_find_the_best(kind: type[Choice], n: int, workers: i
     assert answer(model, workers, row()) == answer(model, workers, row(), streams=False)
 
 
+@pytest.mark.parametrize(("n", "workers"), [(100, 5), (9000, 132)])
+def test_each_of_several_rows_finds_its_own_best(n: int, workers: int) -> None:
+    model = Choice(weights(n))
+    x = torch.randn(3, DEPTH, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    assert "stream_argmax" in [node.op for node in stream(fuse(raised(model, x).graph), machine(workers, streams=True)).nodes]
+    with mock.patch("mkc.compiler.render"):
+        run: Executable = interpreted([raised(model, x)], machine(workers, streams=True), order=Random(workers))
+    (places,) = run([x])
+    assert torch.equal(places.flatten(), model(x))
+
+
 @pytest.mark.parametrize("places", [(3, 4), (90, 97), (0, 99), (5, 50)])
 @pytest.mark.parametrize("best", [torch.nan, torch.inf, 100.0, 0.0])
 def test_the_first_of_equals_wins_in_a_share_and_among_shares(places: tuple[int, int], best: float) -> None:

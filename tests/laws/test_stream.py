@@ -1,7 +1,7 @@
 """stream: the decode step of an unmodified model becomes a few streams, and means the same in every legal order."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -15,13 +15,14 @@ from torch import nn
 
 from mkc.compiler import lower
 from mkc.frontend.convert import Raised
-from mkc.frontend.decoding import State, _Decode, make_state, raise_sections
+from mkc.frontend.decoding import State, _Decode, _DecodeTogether, make_state, raise_sections
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node
+from mkc.ir.layout import Layout, contiguous
 from mkc.passes.fuse import fuse
-from mkc.passes.stream import stream
+from mkc.passes.stream import stream, widened
 
 transformers = pytest.importorskip("transformers")
 AutoModelForCausalLM = transformers.AutoModelForCausalLM
@@ -72,59 +73,91 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def decoding(model: Any, start: int = 0) -> tuple[State, Raised]:
-    """A state in the middle of a text, its caches full of anything, and the decoding section."""
-    state = make_state(model, ROOM, 4)
+def decoding(model: Any, *starts: int) -> tuple[State, Raised]:
+    """A state in the middle of a text, or of several, its caches full of anything, and the decoding section."""
+    state = make_state(model, ROOM, 4, max(1, len(starts)))
     for i, tensor in enumerate(state.caches):
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i)))
     _, length, position, token, *_ = state.tensors
-    length.fill_(start + 1), position.fill_(start), token.fill_(7)
+    position.copy_(torch.tensor(starts or (0,)))
+    length.copy_(position + 1), token.copy_(7 + torch.arange(state.batch).unsqueeze(1))
     return state, raise_sections(model, state, (), 4)[1]
 
 
 @cache
-def plain(kind: str) -> Graph:
-    return fuse(decoding(MODELS[kind]())[1].graph)
+def plain(kind: str, batch: int = 1) -> Graph:
+    return fuse(decoding(MODELS[kind](), *[0] * batch)[1].graph)
 
 
-def streamed(kind: str, workers: int = 132) -> Graph:
-    return stream(plain(kind), machine(workers, streams=True))
+def streamed(kind: str, workers: int = 132, batch: int = 1) -> Graph:
+    return stream(plain(kind, batch), machine(workers, streams=True))
 
 
 # ---- the same numbers
 
 
-def decoded(kind: str, workers: int, streams: bool, steps: int, start: int) -> tuple[list[int], list[torch.Tensor]]:
-    """Some tokens, and the caches after them."""
-    state, section = decoding(MODELS[kind](), start)
+def decoded(kind: str, workers: int, streams: bool, steps: int, *starts: int) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Some tokens of each sequence, and the caches after them."""
+    state, section = decoding(MODELS[kind](), *starts)
     with mock.patch("mkc.compiler.render"):  # the interpreter needs no page
         run = interpreted([section], machine(workers, streams=streams), order=Random(workers))
     run(list(state.tensors), steps=[steps])
-    return state.text(start + 1, steps), [c.double() for c in state.caches]
+    return told(state, steps, starts), [c.double() for c in state.caches]
 
 
-def exact(kind: str, steps: int, start: int) -> tuple[list[int], list[torch.Tensor]]:
+def told(state: State, steps: int, starts: Sequence[int]) -> list[list[int]]:
+    return [state.told(start + 1, steps, row) for row, start in enumerate(starts)]
+
+
+def exact(kind: str, steps: int, *starts: int) -> tuple[list[list[int]], list[torch.Tensor]]:
     """The same by PyTorch in float64."""
     model = MODELS[kind]()
-    state, _ = decoding(model, start)
+    state, _ = decoding(model, *starts)
     wide = State(state.words, tuple(c.double() for c in state.caches))
-    step = _Decode(model.double(), torch.tensor([-1])).eval()
+    decode = _Decode if len(starts) == 1 else _DecodeTogether
+    step = decode(model.double(), torch.tensor([-1])).eval()
     for _ in range(steps):
         step(*wide.tensors)
-    return wide.text(start + 1, steps), list(wide.caches)
+    return told(wide, steps, starts), list(wide.caches)
 
 
 @pytest.mark.parametrize(
     ("kind", "workers", "start"), [*((kind, 5, 62) for kind in MODELS), ("qwen3", 132, 130), ("llama", 16, 0)]
 )
 def test_a_streamed_plan_is_as_near_to_float64_as_the_plain_one(kind: str, workers: int, start: int) -> None:
-    tokens, caches = exact(kind, 3, start)
-    told, mine = decoded(kind, workers, True, 3, start)
-    expected, theirs = decoded(kind, 2, False, 3, start)
-    assert told == expected == tokens
+    assert_as_near_to_float64(kind, workers, start)
+
+
+def assert_as_near_to_float64(kind: str, workers: int, *starts: int) -> None:
+    tokens, caches = exact(kind, 3, *starts)
+    mine_told, mine = decoded(kind, workers, True, 3, *starts)
+    expected, theirs = decoded(kind, 2, False, 3, *starts)
+    assert mine_told == expected == tokens
     for got, other, truth in zip(mine, theirs, caches, strict=True):
         own = (other - truth).abs().max()
         assert ((got - truth).abs() <= 2 * own + 2**-7 * truth.abs()).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [
+        ("qwen3", 5, (62, 0, 130)),
+        ("qwen3, deep", 132, (5, 62)),
+        ("llama", 16, (63, 1, 2, 64, 127, 128, 3, 188)),
+        ("qwen2", 3, (70, 3)),
+        ("gemma", 5, (62, 0, 130)),
+        ("olmo2", 5, (62, 130)),  # norms of all heads
+        ("starcoder2", 5, (62, 130)),  # biases and layer norms
+        ("gemma3", 5, (62, 130)),  # windows
+    ],
+)
+def test_several_sequences_at_positions_of_their_own_are_as_near(kind: str, workers: int, starts: tuple[int, ...]) -> None:
+    assert_as_near_to_float64(kind, workers, *starts)
+
+
+def test_rows_that_do_not_fit_in_shared_memory_come_in_chunks() -> None:
+    with mock.patch("mkc.ops._streaming.MOST_INPUT", 0):
+        assert_as_near_to_float64("qwen3", 3, 62, 0, 130)
 
 
 # ---- the shape of the plan
@@ -157,10 +190,11 @@ def test_what_is_not_understood_stays_as_it_is(kind: str, streams: int, others: 
     assert ops - around - Counter({op: ops[op] for op in STREAMS}) == Counter(others)
 
 
-@pytest.mark.parametrize("depth", [96, 256])
-def test_heads_of_a_depth_that_the_body_does_not_hold_are_left_alone(depth: int) -> None:
-    graph = stream(fuse(decoding(tiny("Llama", head_dim=depth))[1].graph), machine(132, streams=True))
-    assert "attention" in {node.op for node in graph.nodes}
+@pytest.mark.parametrize("batch", [2, 16])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3, deep", "llama", "llama, gelu", "gemma"])
+def test_several_sequences_stream_as_one_does(kind: str, batch: int) -> None:
+    one, several = (Counter(n.op for n in streamed(kind, batch=b).nodes if n.op.startswith(("stream", "decode"))) for b in (1, batch))
+    assert one == several
 
 
 def test_a_row_that_leaves_no_room_for_a_ring_is_not_streamed() -> None:
@@ -194,6 +228,20 @@ def test_a_share_of_a_stream_always_runs_on_the_same_worker(workers: int) -> Non
         mine = range(tasks.first[number], tasks.first[number + 1])
         if node.op in STREAMS:
             assert [owner[t] for t in mine] == [i * workers // len(mine) for i in range(len(mine))]
+
+
+@pytest.mark.parametrize(
+    ("layout", "wide"),
+    [
+        (contiguous((3, 8)), Layout((3, 8), (20, 1))),
+        (Layout((3, 2, 4), (8, 4, 1)), Layout((3, 2, 4), (20, 4, 1))),
+        (Layout((2, 1, 4), (8, 0, 1), 12), Layout((2, 1, 4), (20, 0, 1), 24)),
+        (Layout((6, 4), (4, 1)), None),  # runs on from row to row
+        (Layout((3, 8), (8, 1), 4), None),
+    ],
+)
+def test_views_of_joined_rows_keep_their_elements_or_nothing_is_joined(layout: Layout, wide: Layout | None) -> None:
+    assert widened(layout, 8, 20) == wide
 
 
 # ---- what must not be taken in
@@ -275,8 +323,9 @@ def test_a_norm_or_a_gate_that_others_read_stays() -> None:
     assert ops_of(SharedGate("ab"), row()) == ["stream_linear1", "stream_linear1"]
 
 
-def test_only_single_rows_of_bfloat16_are_streamed() -> None:
-    assert ops_of(SharedNorm("a"), row(rows=2)) == ["rms_norm", "linear"]
+def test_only_a_few_rows_of_bfloat16_are_streamed() -> None:
+    assert ops_of(SharedNorm("a"), row(rows=16)) == ["rms_norm", "stream_linear1"]
+    assert ops_of(SharedNorm("a"), row(rows=17)) == ["rms_norm", "linear"]
     assert ops_of(SharedNorm("a", torch.float32), row(torch.float32)) == ["rms_norm", "linear"]
 
 

@@ -33,6 +33,40 @@ def test_rows_are_written_where_the_cache_lies(dtype):
     assert ops(assert_writes_as_torch(step, cache, ROWS, new)) == ["append", "elementwise"]
 
 
+@pytest.mark.parametrize("dim", [1, 2, -1])
+def test_each_line_of_a_scatter_may_write_rows_of_its_own(dim):
+    def step(cache, rows, new):
+        cache.scatter_(dim, rows.view(3, 1, 1).expand(new.shape), new)
+        cache[:, 1].scatter_(1, rows.view(3, 1), 1 - new[:, 0, :1])
+        return cache + 0
+
+    def whole(cache, rows, new):
+        cache.scatter_(dim, rows.view(3, 1, 1).expand(new.shape), new)
+
+    shape = [3, 4, 6]
+    shape[dim] = 1
+    inputs = torch.randn(3, 4, 6), torch.tensor([2, 0, 3]), torch.randn(shape)
+    assert_writes_as_torch(step, *inputs)
+    fast = mkc.compile(whole, inputs, target=machine(5), fallback="error")
+    assert ops(fast) == ["append"]
+
+
+def test_a_scatter_of_anything_but_rows_is_refused():
+    def step(cache, places, new):
+        cache.scatter_(1, places, new)
+        return cache + 0
+
+    with pytest.raises(mkc.UnsupportedError, match="a scatter of anything but whole rows"):
+        mkc.compile(step, (torch.randn(3, 4, 5), torch.zeros(3, 1, 5, dtype=torch.int64), torch.randn(3, 1, 5)), fallback="error")
+
+
+def test_reference_of_append_with_an_index_a_line_is_torchs():
+    def puts(x, i, y):
+        return x.scatter(2, i.view(2, 3, 1, 1).expand(y.shape), y)
+
+    assert_reference_agrees(puts, torch.randn(2, 3, 9, 4), torch.randint(0, 9, (2, 3)), torch.randn(2, 3, 1, 4))
+
+
 def test_what_is_no_state_is_copied_first():
     fast = assert_as_torch(
         lambda x, i, y: x.index_copy(1, i, y), torch.randn(3, 40, 4), ROWS, torch.randn(3, 5, 4)

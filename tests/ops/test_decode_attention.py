@@ -39,7 +39,7 @@ def graph(values: Values, splits: int, normed: bool, turned: bool, **more: Any) 
         for name in names
     }
     parts = b.input("parts", (splits, *values["q"].shape), DType.BF16, Kind.STATE)
-    lse = b.input("lse", (splits, len(values["q"]), LINE), DType.F32, Kind.STATE)
+    lse = b.input("lse", (splits, *values["q"].shape[:-1], LINE), DType.F32, Kind.STATE)
     outputs = (parts, lse, inputs["keys"], inputs["values"])
     attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, offset=0.0, splits=splits, window=0) | more
     attrs["rotary"] = len(values["cos"]) if turned else 0
@@ -99,6 +99,27 @@ def test_splits_together_give_the_attention_of_all_keys(
     position: int, splits: int, heads: int, groups: int, depth: int
 ) -> None:
     agree(given(heads, groups, depth, 200, position), splits, normed=True, turned=True)
+
+
+def together(each: list[Values]) -> Values:
+    """Sequences side by side; they share the gains, as layers do."""
+    alone = {name: each[0][name] for name in ("q_gain", "k_gain")}
+    several = {name: np.stack([values[name] for values in each]) for name in each[0] if name not in alone}
+    return several | alone | {"position": np.concatenate([values["position"] for values in each])}
+
+
+@pytest.mark.parametrize(("normed", "turned"), [(True, True), (False, True), (True, False)])
+def test_sequences_attend_to_their_own_keys_up_to_positions_of_their_own(normed: bool, turned: bool) -> None:
+    values = together([given(4, 2, 64, 200, position) for position in (130, 0, 63)])
+    got = computed(graph(values, 2, normed, turned), machine(7, streams=True), values, Random(1))
+    for row in range(3):
+        alone = {name: x if name in ("q_gain", "k_gain") else x[row] for name, x in values.items()}
+        alone["position"] = values["position"][row : row + 1]
+        out, keys, cached = expected(alone, normed, turned)
+        parts, lse = got["parts"].reshape(2, 3, 4, 64)[:, row], got["lse"].reshape(2, 3, 4, LINE)[:, row, :, 0]
+        np.testing.assert_allclose(merged(parts, lse), out, rtol=2**-6, atol=2**-6)
+        for mine, theirs in (("keys", keys), ("values", cached)):
+            np.testing.assert_allclose(got[mine].reshape(3, *theirs.shape)[row], theirs, rtol=2**-7, atol=2**-8)
 
 
 @pytest.mark.parametrize(("normed", "turned"), [(False, False), (True, False), (False, True)])

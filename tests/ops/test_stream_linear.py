@@ -10,7 +10,9 @@ from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Expr
 from mkc.ir.graph import Graph, Kind, Tensor
-from mkc.ops import registry
+from mkc.ir.program import Pack, in_order
+from mkc.ops import _streaming, registry
+from mkc.ops._streaming import MOST_INPUT, passage_of
 from mkc.ops.decode_attention import LINE
 
 RNG = np.random.default_rng(0)
@@ -38,13 +40,13 @@ class Case:
         self.values[name] = values
         return values
 
-    def graph(self, n: int) -> Graph:
-        out = self.builder.input("y", (1, n), DType.BF16, Kind.STATE)
+    def graph(self, n: int, rows: int = 1) -> Graph:
+        out = self.builder.input("y", (rows, n), DType.BF16, Kind.STATE)
         self.builder.append("stream_linear", tuple(self.inputs), (out,), **self.attrs)
         return self.builder.finish(())
 
-    def run(self, n: int, workers: int) -> Array:
-        return computed(self.graph(n), machine(workers, streams=True), self.values)["y"].reshape(1, n)
+    def run(self, n: int, workers: int, rows: int = 1) -> Array:
+        return computed(self.graph(n, rows), machine(workers, streams=True), self.values)["y"].reshape(rows, n)
 
 
 def assert_rounded(got: Array, exact: Array) -> None:
@@ -103,6 +105,57 @@ def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:
     x = (weights[..., None] * parts).sum(axis=0).reshape(1, 64)
     assert (x[0, 48:] == 0).all()
     assert_rounded(case.run(8, 2), DType.BF16.decode(DType.BF16.encode(x)) @ w.T)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 16])
+@pytest.mark.parametrize("most", [MOST_INPUT, 0])
+def test_several_rows_are_each_ones_own_whether_they_fit_or_come_in_chunks(
+    rows: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_streaming, "MOST_INPUT", most)
+    case = Case(eps=1e-3, weights=2, gated=True, epilogue=Call("add", (Call("mul", (Arg(0), Arg(1))), Arg(2))))
+    x, gain = case.given(rounded(rows, 2056)), case.given(rounded(2056))
+    gate, up, residual = case.given(rounded(36, 2056)), case.given(rounded(36, 2056)), case.given(rounded(rows, 36))
+    normed = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-3) * gain
+    np.testing.assert_allclose(case.run(36, 3, rows), (normed @ gate.T) * (normed @ up.T) + residual, rtol=2**-7, atol=0.1)
+
+
+def test_parts_of_several_attentions_are_merged_for_each() -> None:
+    case = Case(merge=2)
+    parts = case.given(rounded(2, 3, 2, 16))
+    lse = RNG.standard_normal((2, 3, 2), np.float32)
+    case.given(np.repeat(lse[..., None], LINE, -1), DType.F32)
+    case.given(np.array([70, 0, 64]), DType.I64, Kind.INPUT)
+    w = case.given(rounded(8, 32))
+    shares = np.exp2(lse) / np.exp2(lse).sum(axis=0)
+    x = (shares[..., None] * parts).sum(axis=0).reshape(3, 32)
+    assert_rounded(case.run(8, 2, 3), DType.BF16.decode(DType.BF16.encode(x)) @ w.T)
+
+
+@pytest.mark.parametrize("batch", range(2, 17))
+@pytest.mark.parametrize("outputs", [4, 8])
+def test_rows_leave_room_for_a_ring_and_a_thread_for_every_four_outputs(batch: int, outputs: int) -> None:
+    for depth in (64, 576, 1024, 1536, 1792, 2560, 3072, 4096, 6144, 8192, 12288, 16384):
+        passing = passage_of(batch, depth, outputs)
+        assert passing.input_bytes <= MOST_INPUT
+        assert 256 * passing.fragments >= depth
+        assert any(4 * slots % passing.fragments == 0 or passing.fragments % (4 * slots) == 0 for slots in (2, 3, 4, 5))  # takes no turns
+        assert passing.fragments % passing.chunk == 0
+        assert batch * passing.group * outputs // 4 <= 128
+        if passing.chunk < passing.fragments:
+            assert passing.chunk % 4 == 0
+
+
+@pytest.mark.parametrize(("count", "group"), [(1, 8), (8, 8), (19, 8), (3, 4)])
+def test_chunks_pass_all_fragments_of_a_group_of_tiles_before_the_next(count: int, group: int) -> None:
+    order = in_order(count, Pack((), False, 24, (), 8, group))
+    assert sorted(order) == list(range(count * 24))
+    tiles, depths = np.divmod(np.array(order), 24)
+    assert (np.diff(tiles // group) >= 0).all()
+    for first in range(0, count, group):
+        mine = tiles // group == first // group
+        assert (np.diff(depths[mine] // 8) >= 0).all()
+        assert (np.diff(tiles[mine])[np.diff(depths[mine] // 8) == 0] >= 0).all()
 
 
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (5, 5), (132, 13)])

@@ -28,8 +28,8 @@ in_every_dtype = pytest.mark.parametrize("dtype", FLOATS)
 
 
 @cache
-def adder(device: str, dtype: str) -> Any:
-    return mkc.CausalLM.from_pretrained(str(ADDER / "model"), dtype=dtype, device=device, max_length=32)
+def adder(device: str, dtype: str, batch: int = 1) -> Any:
+    return mkc.CausalLM.from_pretrained(str(ADDER / "model"), dtype=dtype, device=device, max_length=32, batch=batch)
 
 
 @cache
@@ -55,6 +55,17 @@ def test_the_adder_answers_token_for_token_as_in_pytorch(device: str, dtype: str
     for question in questions()[: SUMS[device]]:
         ids = lm.tokenizer(question)["input_ids"]
         assert lm.generate_ids(ids, LONGEST) == told_by_torch(lm, ids), question
+
+
+@everywhere
+@in_every_dtype
+def test_a_batch_of_sums_is_answered_as_each_would_be_alone(device: str, dtype: str) -> None:
+    lm, alone = adder(device, dtype, 5), adder(device, dtype)
+    asked = [alone.tokenizer(question)["input_ids"] for question in ("1+2=", *questions()[:3], "98765+12345=")]
+    told = lm.generate_ids(asked, LONGEST)
+    assert told == [told_by_torch(alone, ids) for ids in asked]
+    assert len({len(ids) for ids in asked}) > 1
+    assert lm.generate(["1+2=", "40+2="], LONGEST) == ["3", "24"]
 
 
 @everywhere

@@ -70,7 +70,7 @@ def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     return graphs
 
 
-def decoding(kind: str, **changes: Any) -> Callable[[], list[Graph]]:
+def decoding(kind: str, batch: int = 1, **changes: Any) -> Callable[[], list[Graph]]:
     """A step that streams on sm_90a, where it has a kernel of its own."""
 
     def graphs() -> list[Graph]:
@@ -80,7 +80,7 @@ def decoding(kind: str, **changes: Any) -> Callable[[], list[Graph]]:
         )  # fmt: skip
         config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
         model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
-        return [raise_sections(model, make_state(model, 64, 4), (), 4)[1].graph]
+        return [raise_sections(model, make_state(model, 64, 4, batch), (), 4)[1].graph]
 
     return graphs
 
@@ -93,8 +93,11 @@ MADE = {
     "adder float32": adder(torch.float32),
     "adder bfloat16": adder(torch.bfloat16),
     "decoding bfloat16": decoding("Qwen3"),
+    "decoding 3 in bfloat16": decoding("Qwen3", 3),
     "windows, wide heads bfloat16": decoding("Gemma3Text", head_dim=256, sliding_window=20, hidden_size=1152),
+    "windows, wide heads 2 in bfloat16": decoding("Gemma3Text", 2, head_dim=256, sliding_window=20, hidden_size=1152),
     "narrow heads bfloat16": decoding("Olmo2", head_dim=48, num_attention_heads=9, num_key_value_heads=3, hidden_size=576),
+    "norms of all heads 2 in bfloat16": decoding("Olmo2", 2),
     "biases, layer norms bfloat16": decoding(
         "Starcoder2", vocab_size=511, num_attention_heads=12, num_key_value_heads=1, head_dim=32, hidden_size=384
     ),

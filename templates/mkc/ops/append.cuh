@@ -1,4 +1,4 @@
-// out[..., index[n], ...] = source[..., n, ...], in order of n; an index outside of `out` is reported and writes nothing
+// out[..., index[..., n], ...] = source[..., n, ...], in order of n; an index outside of `out` is reported and writes nothing
 #pragma once
 
 #include <mkc/fault.cuh>
@@ -38,7 +38,8 @@ struct Append {
         for (int j = 0; j < kDeep; ++j) {
           at[Dim] = first + j < kRows ? first + j : kRows - 1;
           values[j] = source.at(at);
-          to[j] = index(at[Dim]);
+          if constexpr (Index::kRank == 1) to[j] = index(at[Dim]);
+          else to[j] = index.at(at);
           if (Wraps && to[j] < 0) to[j] += kCapacity;
         }
         MKC_UNROLL

@@ -6,19 +6,42 @@
 
 namespace mkc::ops {
 
+// A cache [KV, T, D], or [B, KV, T, D] of B sequences, whose heads follow each other.
+template <class V>
+struct CacheOf;
+template <int Kv, int Room, int D, long long Step0, long long Step1>
+struct CacheOf<View<bf16, Shape<Kv, Room, D>, Stride<Step0, Step1, 1>>> {
+  static constexpr int kBatch = 1, kHeads = Kv, kRoom = Room;
+  static constexpr long long kStep0 = Step0, kStep1 = Step1;
+};
+template <int Batch, int Kv, int Room, int D, long long Step, long long Step0, long long Step1>
+struct CacheOf<View<bf16, Shape<Batch, Kv, Room, D>, Stride<Step, Step0, Step1, 1>>>
+    : CacheOf<View<bf16, Shape<Kv, Room, D>, Stride<Step0, Step1, 1>>> {
+  static_assert(Step == Kv * Step0);
+  static constexpr int kBatch = Batch;
+};
+// How far apart the rows of sequences are: 0 where there is one.
+template <class... V>
+constexpr int kApart = 0;
+template <class T, int Batch, int N, int D, long long Step, long long S, long long One>
+constexpr int kApart<Words<T, Shape<Batch, N, D>, Stride<Step, S, One>>> = Step;
+template <class T, int Batch, int D, long long Step>
+constexpr int kApart<View<T, Shape<Batch, D>, Stride<Step, 1>>> = Step;
+template <class First, class Second, class... More>
+constexpr int kApart<First, Second, More...> = kApart<Second, More...>;  // of the last
+
 // For heads of 64 or 128 that are turned whole or not at all, and rows that are published one after the other.
 // Operands: parts, lse, the caches; q, k, v, position, the caches, the gains with Norm, cos and sin with Rotary.
-// A task is a head of keys and a split. Rows of a tensor core's fragments are the heads of q that share those keys.
+// A task is a sequence, where there are several, a head of keys and a split. Rows of a tensor core's fragments are the heads
+// of q that share those keys.
 template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, class Keys,
           class Values, class Q, class K, class V, class... Rest>
-struct SwiftAttention;
-
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, int KvHeads,
-          int Room, long long Step0, long long Step1, class Values, class Q, class K, class V, class... Rest>
-struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
-                       View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>, Values, Q, K, V, Rest...> {
+struct SwiftAttention {
+  using Of = CacheOf<Keys>;
+  static constexpr int kBatch = Of::kBatch, KvHeads = Of::kHeads, Room = Of::kRoom;
+  static constexpr long long Step0 = Of::kStep0, Step1 = Of::kStep1;
   static_assert(D == 64 || D == 128, "rows that a few lanes hold");
-  using Cache = View<bf16, Shape<KvHeads, Room, D>, Stride<Step0, Step1, 1>>;
+  using Cache = Keys;
   static constexpr int kGroup = Heads / KvHeads, kTile = kKeyTile, kBlock = kKeyBlock;
   static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   // Then what the compute warps found: sums [warp, head, D], the highest score and the total [head, warp], and the new
@@ -27,9 +50,10 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   static constexpr int kTotals = kTops + kComputeWarps * kGroup * 4, kNewWeight = kTotals + kComputeWarps * kGroup * 4;
 
   struct Where {  // what this task sees: `cached` keys of memory, and the new one when there is room for it
-    int head, split, position, cached;
+    int head, split, position, cached, sequence;  // heads of all sequences are numbered in turn
     bool appends;
-    MKC_DEVICE Where(const Range* r, int64 at) : head(r[0].begin), split(r[1].begin) {
+    MKC_DEVICE Where(const Range* r, int64 at) : head(r[0].begin), split(r[1].begin), sequence(0) {
+      if constexpr (kBatch > 1) sequence = r[0].begin, head = sequence * KvHeads + r[1].begin, split = r[2].begin;
       position = static_cast<int>(at < 0 ? -1 : at < Room ? at : Room);
       appends = position >= 0 && position < Room;
       cached = position < 0 ? 0 : position;
@@ -87,11 +111,13 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     }
   };
 
+  MKC_DEVICE static int64* position_of(void* const* p, const Range* r) { return static_cast<int64*>(p[7]) + (kBatch > 1 ? r[0].begin : 0); }
+
   // ---- the compute part: keys and values come from memory while q is still on its way
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
     const Entry& entry = c.begin();
-    const Where where(entry.task.ranges, c.position(entry.operands[7]));
+    const Where where(entry.task.ranges, c.position(position_of(entry.operands, entry.task.ranges)));
     if (where.is_empty()) return meet(kInputReady, kBothThreads);
     Found found;
     {
@@ -200,7 +226,7 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   template <class Page>
   MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range* r) {
     constexpr int kLines = D * 2 / 128;  // of a row
-    const Where where(r, herald.position(p[7]));
+    const Where where(r, herald.position(position_of(p, r)));
     MKC_NO_UNROLL
     for (int i = herald.thread();; i += 32) {
       const int row = where.first(i / kLines / kBlock) + i / kLines % kBlock;
@@ -211,9 +237,9 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   }
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int64 position = talk.position(p[7]);
+    const int64 position = talk.position(position_of(p, r));
     const Where where(r, position);
-    talk.keep_position(p[7], position);
+    talk.keep_position(position_of(p, r), position);
     talk.compute_may_begin();
     if (where.is_empty()) {
       talk.pass_by();  // and publish when everyone has read the position
@@ -238,8 +264,8 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
     MKC_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int at = half * (D / 2) + column;
-      if constexpr (Rotary) cos[half] = load_pair(static_cast<const bf16*>(p[10 + 2 * Norm]) + at);
-      if constexpr (Rotary) sin[half] = load_pair(static_cast<const bf16*>(p[11 + 2 * Norm]) + at);
+      if constexpr (Rotary) cos[half] = load_pair(static_cast<const bf16*>(p[10 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
+      if constexpr (Rotary) sin[half] = load_pair(static_cast<const bf16*>(p[11 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
       MKC_UNROLL
       for (int pass = 0; pass < kPasses && Norm; ++pass)
         gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? 10 : 11]) + at);
@@ -251,8 +277,9 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       MKC_UNROLL
       for (int i = 0; i < 2 * kPasses; ++i) {
         const int row = i / 2 * kRows + first_row;
-        const uint64* const from = row < kGroup ? Q(p[4]).data + (where.head * kGroup + row) * (D / 4)
-                                                : (row == kGroup ? K(p[5]).data : V(p[6]).data) + where.head * (D / 4);
+        const int head = where.head - where.sequence * KvHeads;
+        const uint64* const from = row < kGroup ? Q(p[4]).data + where.sequence * (kApart<Q> / 4) + (head * kGroup + row) * (D / 4)
+                                                : (row == kGroup ? K(p[5]).data : V(p[6]).data) + where.sequence * (kApart<K> / 4) + head * (D / 4);
         words[i / 2][i % 2] = row < kGroup + 2 ? load_word(from + (i % 2 * (D / 2) + column) / 4) : bits | static_cast<uint64>(bits) << 32;
       }
       MKC_UNROLL
@@ -341,7 +368,7 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
       const float by = inverse(total);
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) sum.at[i] *= by;
-      const int head = where.split * Heads + where.head * kGroup + row;
+      const int head = where.split * kBatch * Heads + where.head * kGroup + row;
       store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
       if (dim / 4 < kLine) store_word(Lse(p[1]).data + head * kLine + dim / 4, word_of(top + log2(total), talk.use));
     }
@@ -358,7 +385,7 @@ struct SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse,
   template <class Page>
   MKC_DEVICE static void publish_nothing(const Talk<Page>& talk, void* const* p, const Where& where) {
     uint32 misfit = 0;
-    const int head = where.split * Heads + where.head * kGroup;
+    const int head = where.split * kBatch * Heads + where.head * kGroup;
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads)
       store_word(Parts(p[0]).data + head * (D / 4) + word, word_of(Four{}, use_bits(talk.use), misfit));
     for (int word = talk.thread(); word < kGroup * kLine; word += kTalkThreads) store_word(Lse(p[1]).data + head * kLine + word, word_of(kLeast, talk.use));

@@ -1,16 +1,23 @@
-// y[0] = where the best of `Entries` entries stands, each of which is the best of one share of a row
+// y[b] = where the best of `Entries` entries stands, each of which is the best of one share of row b
 #pragma once
 
 #include <mkc/best.cuh>
 
 namespace mkc::ops {
 
+template <class V>
+constexpr bool kHasRows = false;
+template <class T, int Batch, int Entries, class D>
+constexpr bool kHasRows<Words<T, Shape<Batch, Entries, 2>, D>> = true;
+
+// A task is one row, of one or of several.
 template <int Entries, class Y, class X>
 struct StreamArgMax {
   template <class Page>
-  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range*) {
+  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     constexpr int kEach = (Entries + kTalkThreads - 1) / kTalkThreads;
-    const uint64* const entries = X(p[1]).data;
+    const int row = kHasRows<X> ? r[0].begin : 0;
+    const uint64* const entries = X(p[1]).data + 2 * Entries * row;
     Best best;
     talk.poll([&] {
       TwoWords entry[kEach];
@@ -29,7 +36,7 @@ struct StreamArgMax {
       return all;
     });
     best = best.of_all(talk);
-    if (talk.thread() == 0) *Y(p[0]).data = best.place;
+    if (talk.thread() == 0) Y(p[0]).data[row * Y::step(0)] = best.place;
     sync();  // other warps may read it in their next task
   }
 };

@@ -180,27 +180,27 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   arrive(kSumsReady, kBothThreads);
 }
 
-// Four neighbouring elements of an extra operand, [1, N].
+// Four neighbouring elements of an extra operand, [1, N], or of a row of one.
 template <class V>
 struct FourOf;
 template <class T, int M, int N, long long S0, long long S1>
 struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
   Four v;
   template <class Talk>
-  MKC_DEVICE void read(Talk&, void* p, int n) {
+  MKC_DEVICE void read(Talk&, void* p, int n, int row = 0) {
     const View<T, Shape<M, N>, Stride<S0, S1>> view(p);
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(0, N % 4 == 0 || n + i < N ? n + i : N - 1)));
+    for (int i = 0; i < 4; ++i) v.at[i] = float(load(view(row, N % 4 == 0 || n + i < N ? n + i : N - 1)));
   }
 };
-template <class S, class D>
-struct FourOf<Words<bf16, S, D>> {
+template <class S, long long Step>
+struct FourOf<Words<bf16, S, Stride<Step, 1>>> {
   Four v;
   template <class Talk>
-  MKC_DEVICE void read(Talk& talk, void* p, int n) {
-    const Words<bf16, S, D> words(p);
+  MKC_DEVICE void read(Talk& talk, void* p, int n, int row = 0) {
+    const Words<bf16, S, Stride<Step, 1>> words(p);
     uint64 word;
-    talk.poll([&] { return is_of(word = load_word(words.data + n / 4), use_bits(talk.use)); });
+    talk.poll([&] { return is_of(word = load_word(words.data + row * (Step / 4) + n / 4), use_bits(talk.use)); });
     const uint32 front = static_cast<uint32>(word) & ~kUseBits, back = static_cast<uint32>(word >> 32) & ~kUseBits;
     v = {low(front) * kUnscaled, high(front) * kUnscaled, low(back) * kUnscaled, high(back) * kUnscaled};
   }
@@ -240,7 +240,7 @@ struct Pieces<Skip, First, Rest...> : Pieces<Skip - 1, Rest...> {
 template <int Skip, class... V>
 struct Extras {
   template <class Talk>
-  MKC_DEVICE void read(Talk&, void* const*, int) {}
+  MKC_DEVICE void read(Talk&, void* const*, int, int = 0) {}
   template <class Expr, class... Values>
   MKC_DEVICE float of(int, Values... values) const {
     return float(Expr::of(values...));
@@ -250,8 +250,8 @@ template <int Skip, class First, class... Rest>
   requires(Skip > 0)
 struct Extras<Skip, First, Rest...> : Extras<Skip - 1, Rest...> {
   template <class Talk>
-  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
-    Extras<Skip - 1, Rest...>::read(talk, p + 1, n);
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n, int row = 0) {
+    Extras<Skip - 1, Rest...>::read(talk, p + 1, n, row);
   }
 };
 template <class First, class... Rest>
@@ -259,8 +259,8 @@ struct Extras<0, First, Rest...> {
   FourOf<First> first;
   Extras<0, Rest...> rest;
   template <class Talk>
-  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
-    first.read(talk, p[0], n), rest.read(talk, p + 1, n);
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n, int row = 0) {
+    first.read(talk, p[0], n, row), rest.read(talk, p + 1, n, row);
   }
   template <class Expr, class... Values>
   MKC_DEVICE float of(int i, Values... values) const {

@@ -1,0 +1,488 @@
+// y[b, n] = Expr(sum_k x'[b, k] w[n, k], extras[b, n]...) for 2 to 16 rows: a stream of weights meets them in the tensor cores
+#pragma once
+
+#include <mkc/ops/stream_linear.cuh>
+
+namespace mkc::ops {
+
+enum RowsMeeting : int {  // where rows come in chunks, two of which lie in shared memory; even ones are ready at kInputReady
+  kOddInputReady = 10,
+  kInputTaken = 11,  // compute -> talk: the chunk after the next may take its place
+  kOddInputTaken = 12,
+};
+
+// b operands: column 2 b of an mma holds row b at one half of a fragment's depth, column 2 b + 1 at the other. So an mma
+// takes four rows, and the weights' fragments are those of a single row.
+template <int Batch, int Depth>
+struct Rows {
+  static constexpr int kFours = (Batch + 3) / 4, kPitch = Depth * 512;  // bytes of a row: `Depth` fragments
+  static constexpr bool kPairs = Depth % 2 == 0;
+  uint32 at[kFours];
+  MKC_DEVICE Rows(const Fragment& place, uint32 input) {
+    const int half = place.row % 2;
+    const int k = kPairs ? place.warp * 64 + half * 32 + place.column * 8 : place.warp * 32 + half * 16 + place.column * 4;
+    MKC_UNROLL
+    for (int i = 0; i < kFours; ++i) {
+      const int row = i * 4 + place.row / 2;
+      at[i] = input + (row < Batch ? row : Batch - 1) * kPitch + 2 * k;
+    }
+  }
+};
+template <int Batch, int Depth>
+struct RowsInputs {  // of two neighbouring fragments, or of one where a row has an odd number
+  using R = Rows<Batch, Depth>;
+  uint32 b[R::kFours][2][2];
+  MKC_DEVICE void take(const R& rows, int fragment) {
+    MKC_UNROLL
+    for (int i = 0; i < R::kFours; ++i) {
+      const uint32 from = rows.at[i] + fragment * 512;
+      if constexpr (R::kPairs) {
+        const Quad v = load_shared(from);
+        b[i][0][0] = v.x, b[i][0][1] = v.y, b[i][1][0] = v.z, b[i][1][1] = v.w;
+      } else {
+        asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(b[i][0][0]), "=r"(b[i][0][1]) : "r"(from) : "memory");
+      }
+    }
+  }
+};
+
+template <int Batch>
+struct RowsSums {  // of a tile
+  static constexpr int kFours = (Batch + 3) / 4;
+  float v[kFours][4];
+  MKC_DEVICE void clear() {
+    MKC_UNROLL
+    for (int i = 0; i < kFours * 4; ++i) v[i / 4][i % 4] = 0.0f;
+  }
+  template <class Inputs>
+  MKC_DEVICE void add(const Quad& w, const Inputs& x, int which) {
+    MKC_UNROLL
+    for (int i = 0; i < kFours; ++i) multiply(v[i], w, x.b[i][which][0], x.b[i][which][1]);
+  }
+  // a lane has row `place.row` of the tile for every fourth row of the input; the two halves of its sums are c0 and c3
+  MKC_DEVICE void store(uint32 to, const Fragment& place) const {
+    MKC_UNROLL
+    for (int i = 0; i < kFours; ++i)
+      if (i * 4 + place.column < Batch) store_shared(to + (i * 4 + place.column) * 32 + place.row * 4, v[i][0] + v[i][3]);
+  }
+};
+
+// How `Tiles` tiles of `F` fragments pass through the registers, at most `Most` of them between two meetings.
+template <int Tiles, int F, int Most>
+struct RowsPassage {
+  static constexpr int kSlots = (Tiles * F + 3) / 4;
+  static constexpr int batch() {  // slots in registers at once: whole tiles, or a whole share of one
+    for (int slots : {4, 3, 5, 2, 1})
+      if (slots * 4 % F == 0 && slots * 4 / F <= Most) return slots;
+    for (int slots : {4, 3, 5, 2})
+      if (F % (slots * 4) == 0) return slots;
+    return 0;
+  }
+  static_assert(batch() > 0, "the compiler pads a depth so that batches fit it");
+  static constexpr bool kWhole = batch() * 4 % F == 0;
+  static constexpr int kTilesABatch = kWhole ? batch() * 4 / F : 1;
+  static constexpr int kBatch = kSlots < batch() ? kSlots : batch(), kFragments = kBatch * 4;
+  static constexpr int kRound = Most / kTilesABatch * kTilesABatch;
+};
+
+// The rows lie in shared memory whole.
+template <int Tiles, int F, int Batch, int Most, class Page>
+MKC_DEVICE void multiply_rows(Compute<Page>& c) {
+  using P = RowsPassage<Tiles, F, Most>;
+  using R = Rows<Batch, F>;
+  const Fragment at = c.place();
+  const R rows(at, c.input);
+  const uint32 sums = c.input + Batch * R::kPitch + at.warp * Most * Batch * 32;
+  Quad w[P::kBatch][4];
+  MKC_UNROLL
+  for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
+  meet(kInputReady, kBothThreads);
+  RowsSums<Batch> even, odd;  // two chains, so that one mma need not wait for the one before
+  RowsInputs<Batch, F> x;
+  int tile = 0, first = 0;  // of the tile's fragments, where a batch is a share of it
+  even.clear(), odd.clear();
+  const auto store = [&](int of) {
+    MKC_UNROLL
+    for (int i = 0; i < R::kFours * 4; ++i) even.v[i / 4][i % 4] += odd.v[i / 4][i % 4];
+    even.store(sums + of % P::kRound * Batch * 32, at);
+    even.clear(), odd.clear();
+  };
+  MKC_NO_UNROLL
+  for (int slot = 0; slot < P::kSlots; slot += P::kBatch) {
+    if (P::kWhole && tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+    MKC_UNROLL
+    for (int i = 0; i < P::kFragments; ++i) {
+      const int f = P::kWhole ? i % F : i;
+      if (!R::kPairs || f % 2 == 0) x.take(rows, first + f);
+      (f / (R::kPairs ? 2 : 1) % 2 ? odd : even).add(w[i / 4][i % 4], x, R::kPairs ? f % 2 : 0);
+      if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
+      if (P::kWhole && f == F - 1 && tile + i / F < Tiles) store(tile + i / F);
+    }
+    if constexpr (P::kWhole) {
+      tile += P::kTilesABatch;
+    } else {
+      first += P::kFragments;
+      if (first < F) continue;
+      first = 0;
+      store(tile);
+      if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+    }
+  }
+  arrive(kSumsReady, kBothThreads);
+}
+
+// The rows come in chunks, each of which meets its share of `Group` tiles, whose sums stay in registers meanwhile.
+template <int F, int Chunk, int Batch, int Group, class Page>
+struct Chunks {
+  using R = Rows<Batch, Chunk>;
+  static constexpr int kCount = F / Chunk, kBuffer = Batch * R::kPitch;
+  static_assert(F % Chunk == 0 && Chunk % 4 == 0);
+  Compute<Page>& c;
+  Fragment at;
+  uint32 sums;
+  int left;  // slots that are still to come
+  Quad w[Chunk / 4][4];
+
+  MKC_DEVICE Chunks(Compute<Page>& c, int tiles)
+      : c(c), at(c.place()), sums(c.input + 2 * kBuffer + at.warp * Group * Batch * 32), left((tiles * F - Chunk) / 4) {
+    MKC_UNROLL
+    for (int i = 0; i < Chunk / 4; ++i) c.ring.fetch(w[i]);
+  }
+  template <int Tiles>
+  MKC_DEVICE void multiply() {
+    RowsSums<Batch> s[Tiles];
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].clear();
+    MKC_NO_UNROLL
+    for (int chunk = 0; chunk < kCount; ++chunk) {
+      const bool odd = chunk % 2;
+      meet(odd ? kOddInputReady : kInputReady, kBothThreads);
+      const R rows(at, c.input + odd * kBuffer);
+      MKC_UNROLL
+      for (int t = 0; t < Tiles; ++t) {
+        RowsInputs<Batch, Chunk> x;
+        MKC_UNROLL
+        for (int f = 0; f < Chunk; ++f) {
+          if (f % 2 == 0) x.take(rows, f);
+          s[t].add(w[f / 4][f % 4], x, f % 2);
+          if (f % 4 == 3 && left > 0) c.ring.fetch(w[f / 4]), --left;
+        }
+      }
+      if (chunk + 2 < kCount) arrive(odd ? kOddInputTaken : kInputTaken, kBothThreads);
+    }
+    MKC_UNROLL
+    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * Batch * 32, at);
+    arrive(kSumsReady, kBothThreads);
+  }
+};
+template <int Tiles, int F, int Chunk, int Batch, int Group, class Page>
+MKC_DEVICE void multiply_chunks(Compute<Page>& c) {
+  constexpr int kLast = (Tiles - 1) % Group + 1;
+  Chunks<F, Chunk, Batch, Group, Page> chunks(c, Tiles);
+  MKC_NO_UNROLL
+  for (int tile = 0; tile < Tiles - kLast; tile += Group) {
+    chunks.template multiply<Group>();
+    meet(kSumsTaken, kBothThreads);
+  }
+  chunks.template multiply<kLast>();
+}
+
+template <class V>
+constexpr int kEntriesOf = 0;
+template <class T, int Batch, int Entries, class D>
+constexpr int kEntriesOf<Words<T, Shape<Batch, Entries, 2>, D>> = Entries;
+
+// Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and [B, K], lse [S, B, H], positions [B].
+// `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best,
+          int Batch, int Chunk, int Most, class Y, class X, class... Rest>
+struct StreamRows {
+  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
+  static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
+  static constexpr int kColumns = Chunk * 32;  // of 8 elements, in a chunk
+  static constexpr int kSums = kBuffer * (kChunks > 1 ? 2 : 1), kParts = kSums + kComputeWarps * Most * Batch * 32;
+  static constexpr int round() {
+    if constexpr (kChunks == 1) return RowsPassage<Tiles, Fragments, Most>::kRound;
+    else return Most;
+  }
+  static constexpr int kRound = round(), kRounds = (Tiles + kRound - 1) / kRound;  // tiles between two meetings
+  static constexpr int kOutputs = Gated ? 4 : 8, kWords = kRound * kOutputs / 4;   // of a tile; of a row in a round
+  static_assert(kWords * Batch <= kTalkThreads, "a talking thread has four outputs of one row");
+  static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
+  static_assert(!(Norm && Merge > 0));
+
+  template <class Page>
+  MKC_DEVICE static void compute(Compute<Page>& c) {
+    if constexpr (kChunks == 1) multiply_rows<Tiles, Fragments, Batch, Most>(c);
+    else multiply_chunks<Tiles, Fragments, Chunk, Batch, Most>(c);
+  }
+
+  // Two tasks earlier: what only this task reads is seldom near.
+  template <class Page>
+  MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
+    if (Norm)
+      for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
+  }
+
+  template <class Page>
+  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
+    const int row = talk.thread() / kWords, word = talk.thread() % kWords;
+    Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+    uint32 misfit = 0;
+    mkc::Best best;
+    float scale = kRaw ? kUnscaled : 1.0f, squares[kNorm ? Batch : 1] = {};
+    MKC_NO_UNROLL
+    for (int round = 0, first = r[0].begin; round < kRounds; ++round, first += kRound * kOutputs) {
+      const int n = first + word * 4;
+      const bool mine = row < Batch && n < r[0].end;
+      if (round == 0 || kChunks > 1) input(talk, p, squares, round == 0);
+      if (kNorm && round == 0) scale = norm(talk, squares, row);
+      if (mine) extras.read(talk, p + 2, n, row);
+      talk.await_sums();
+      if (mine) finish(talk, p[0], row, word, n, scale, extras, misfit, best);
+      if (round + 1 < kRounds) talk.sums_are_taken();
+    }
+    if constexpr (Best > 0) tell(talk, p[0], r[0].begin / Best, best);
+    talk.report(misfit);
+    sync();  // the sums lie where the next task's input goes
+  }
+
+ private:
+  template <class Page>
+  MKC_DEVICE static Four total(const Talk<Page>& talk, int tile, int row, int half, float scale) {
+    const uint32 at = talk.input + kSums + (tile * Batch + row) * 32 + half * 16;
+    Four v[kComputeWarps];
+    MKC_UNROLL
+    for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(at + w * Most * Batch * 32);
+    MKC_UNROLL
+    for (int count = kComputeWarps / 2; count > 0; count /= 2) {
+      MKC_UNROLL
+      for (int w = 0; w < count; ++w) {
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) v[w].at[i] += v[w + count].at[i];
+      }
+    }
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
+    return v[0];
+  }
+  template <class Page, class E>
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int row, int word, int n, float scale, const E& extras, uint32& misfit,
+                                mkc::Best& best) {
+    Four v = total(talk, Gated ? word : word / 2, row, Gated ? 0 : word % 2, scale);
+    if constexpr (Gated) {
+      const Four other = total(talk, word, row, 1, scale);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i], other.at[i]);
+    } else {
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i]);
+    }
+    if constexpr (Best > 0) {
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
+    } else {
+      write(Y(y), row, n, v, use_bits(talk.use), misfit);
+    }
+  }
+  template <class S, long long Step>
+  MKC_DEVICE static void write(Words<bf16, S, Stride<Step, 1>> y, int row, int n, const Four& v, uint32 bits, uint32& misfit) {
+    store_word(y.data + (row * Step + n) / 4, word_of(v, bits, misfit));
+  }
+  template <class T, class S, class D>
+  MKC_DEVICE static void write(View<T, S, D> y, int row, int n, const Four& v, uint32, uint32&) {
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) store(y(row, n + i), v.at[i]);
+  }
+  // The best of each row passes through the input's memory, as in `Best::of_all`.
+  template <class Page>
+  MKC_DEVICE static void tell(const Talk<Page>& talk, void* y, int entry, const mkc::Best& mine) {
+    store_shared(talk.input + 8 * talk.thread(), mine.rank), store_shared(talk.input + 8 * talk.thread() + 4, mine.place);
+    meet(kAmongTalk, kTalkThreads);
+    if (const int row = talk.thread(); row < Batch) {
+      mkc::Best best;
+      MKC_NO_UNROLL
+      for (int i = row * kWords; i < (row + 1) * kWords; ++i)
+        best.see(mkc::Best{load_shared_word(talk.input + 8 * i), load_shared_word(talk.input + 8 * i + 4)});
+      store_entry(Y(y).data + 2 * (row * kEntriesOf<Y> + entry), best, talk.use);
+    }
+    meet(kAmongTalk, kTalkThreads);
+  }
+
+  // ---- the input, chunk by chunk
+  template <class Page, int N>
+  MKC_DEVICE static void input(Talk<Page>& talk, void* const* p, float (&squares)[N], bool is_first) {
+    if constexpr (Merge > 0) count_splits(talk, p);
+    MKC_NO_UNROLL
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const bool odd = chunk % 2;
+      if (chunk > 1) meet(odd ? kOddInputTaken : kInputTaken, kBothThreads);
+      const uint32 to = talk.input + odd * kBuffer;
+      if constexpr (Merge > 0) merge(talk, p, to, chunk * kColumns);
+      else bring(talk, p, to, chunk * kColumns, squares, is_first);
+      if (chunk == 0 && is_first) talk.input_is_ready();
+      else arrive(odd ? kOddInputReady : kInputReady, kBothThreads);
+    }
+  }
+  // by columns of 8, a few of all rows at a time: brought, scaled by the norm's gain, and laid into shared memory
+  template <class Page, int N>
+  MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first) {
+    constexpr int kQuads = kNorm ? 8 : 12, kAtOnce = Batch < kQuads ? kQuads / Batch : 1;  // on their way at once
+    const X x(p[1]);
+    MKC_NO_UNROLL
+    for (int first = talk.thread(); first < kColumns; first += kAtOnce * kTalkThreads) {
+      Quad gain[kNorm ? kAtOnce : 1], v[kAtOnce * Batch];
+      MKC_UNROLL
+      for (int j = 0; j < kAtOnce && kNorm; ++j) {
+        const int column = begin + first + j * kTalkThreads;
+        gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
+      }
+      if constexpr (kIsPublished<X>) talk.let_others_finish();
+      load<kAtOnce>(talk, x, begin, first, v);
+      MKC_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int column = first + j * kTalkThreads;
+        if (column >= kColumns) break;
+        MKC_UNROLL
+        for (int row = 0; row < Batch; ++row) {
+          Quad& q = v[j * Batch + row];
+          if constexpr (kNorm) {
+            float value[8], by[8];
+            eight(q, value), eight(gain[j], by);
+            MKC_UNROLL
+            for (int i = 0; i < 8; ++i) {
+              if (kIsPublished<X>) value[i] *= kUnscaled;
+              if (is_first) squares[row] += value[i] * value[i];
+              value[i] *= by[i] + Offset::of();
+            }
+            q = eight(value);
+          }
+          store_shared(to + row * kPitch + column * 16, q);
+        }
+      }
+    }
+  }
+  template <int Count, class Page, class S, long long Step>
+  MKC_DEVICE static void load(Talk<Page>& talk, Words<bf16, S, Stride<Step, 1>> x, int begin, int first, Quad (&v)[Count * Batch]) {
+    const uint32 bits = use_bits(talk.use);
+    TwoWords words[Count * Batch];
+    const auto column = [&](int i) { return first + i / Batch * kTalkThreads; };
+    MKC_UNROLL
+    for (int i = 0; i < Count * Batch; ++i) {
+      const bool wanted = column(i) < kColumns && begin + column(i) < Depth / 8;
+      words[i] = wanted ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
+    }
+    talk.poll([&] {
+      bool all = true;
+      MKC_UNROLL
+      for (int i = 0; i < Count * Batch; ++i)
+        if (!is_of(words[i], bits)) words[i] = load_words(x.data + i % Batch * (Step / 4) + 2 * (begin + column(i)));
+      MKC_UNROLL
+      for (int i = 0; i < Count * Batch; ++i) all &= is_of(words[i], bits);
+      return all;
+    });
+    MKC_UNROLL
+    for (int i = 0; i < Count * Batch; ++i) v[i] = values(words[i]);
+  }
+  template <int Count, class Page, class S, long long Step>
+  MKC_DEVICE static void load(Talk<Page>&, View<bf16, S, Stride<Step, 1>> x, int begin, int first, Quad (&v)[Count * Batch]) {
+    MKC_UNROLL
+    for (int i = 0; i < Count * Batch; ++i) {
+      const int column = first + i / Batch * kTalkThreads;
+      const bool wanted = column < kColumns && begin + column < Depth / 8;
+      v[i] = wanted ? load_quad(x.data + i % Batch * Step + (begin + column) * 8) : Quad{};
+    }
+  }
+  // what the sums of a row are to be multiplied with
+  template <class Page, int N>
+  MKC_DEVICE static float norm(const Talk<Page>& talk, float (&squares)[N], int row) {
+    MKC_UNROLL
+    for (int b = 0; b < N; ++b) {
+      MKC_UNROLL
+      for (int bit = 16; bit > 0; bit /= 2) squares[b] += __shfl_xor_sync(0xFFFFFFFFu, squares[b], bit);
+      if (team_leader()) store_shared(talk.input + kParts + (team() * Batch + b) * 4, squares[b]);
+    }
+    meet(kAmongTalk, kTalkThreads);
+    float sum = 0.0f;
+    MKC_UNROLL
+    for (int w = 0; w < kTalkWarps; ++w) sum += load_shared_float(talk.input + kParts + (w * Batch + (row < Batch ? row : 0)) * 4);
+    return rsqrt(sum * (1.0f / Depth) + Eps::of());
+  }
+
+  // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
+  template <class Page>
+  MKC_DEVICE static void count_splits(Talk<Page>& talk, void* const* p) {  // that have keys, in each row
+    if (const int row = talk.thread(); row < Batch) {
+      const int64 blocks = talk.position(static_cast<const int64*>(p[3]) + row) / kKeyBlock + 1;
+      store_shared(talk.input + kParts + 4 * row, static_cast<uint32>(blocks < Merge ? blocks : Merge));
+    }
+    meet(kAmongTalk, kTalkThreads);
+  }
+  template <class Page>
+  MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p, uint32 to, int begin) {
+    constexpr int kTogether = 2, kBoth = 2;
+    constexpr int kEach = kColumns * Batch;
+    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
+    const uint32 bits = use_bits(talk.use);
+    talk.let_others_finish();
+    MKC_NO_UNROLL
+    for (int first = talk.thread(); first < kEach; first += kBoth * kTalkThreads) {
+      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
+      int row[kBoth], column[kBoth], splits[kBoth], most = 0;
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) {
+        const int at = first + j * kTalkThreads;
+        row[j] = at / kColumns, column[j] = begin + at % kColumns;
+        splits[j] = at < kEach && column[j] < Depth / 8 ? static_cast<int>(load_shared_word(talk.input + kParts + 4 * row[j])) : 0;
+        most = most > splits[j] ? most : splits[j];
+        top[j] = kLeast, weight[j] = 0.0f;
+      }
+      MKC_NO_UNROLL
+      for (int from = 0; from < most; from += kTogether) {
+        TwoWords v[kBoth][kTogether];
+        uint64 e[kBoth][kTogether];
+        MKC_UNROLL
+        for (int i = 0; i < kBoth * kTogether; ++i) {
+          const bool wanted = from + i % kTogether < splits[i / kTogether];
+          v[i / kTogether][i % kTogether] = wanted ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
+          e[i / kTogether][i % kTogether] = word_of(kLeast, wanted ? ~talk.use : talk.use);
+        }
+        talk.poll([&] {
+          bool all = true;
+          MKC_UNROLL
+          for (int i = 0; i < kBoth * kTogether; ++i) {
+            const int j = i / kTogether, s = i % kTogether;
+            const int at = (from + s) * Batch + row[j];
+            if (!is_of(v[j][s], bits)) v[j][s] = load_words(parts + at * (Depth / 4) + 2 * column[j]);
+            if (static_cast<uint32>(e[j][s]) != talk.use) e[j][s] = load_word(lse + (at * Heads + column[j] / (Depth / Heads / 8)) * kLine);
+          }
+          MKC_UNROLL
+          for (int i = 0; i < kBoth * kTogether; ++i)
+            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
+          return all;
+        });
+        MKC_UNROLL
+        for (int i = 0; i < kBoth * kTogether; ++i) {
+          const int j = i / kTogether, s = i % kTogether;
+          const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
+          const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
+          float value[8];
+          eight(values(v[j][s]), value);
+          top[j] = highest, weight[j] = weight[j] * shrink + part;
+          MKC_UNROLL
+          for (int k = 0; k < 8; ++k) sum[j][k] = sum[j][k] * shrink + part * value[k];
+        }
+      }
+      MKC_UNROLL
+      for (int j = 0; j < kBoth; ++j) {
+        const int at = first + j * kTalkThreads;
+        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
+        MKC_UNROLL
+        for (int k = 0; k < 8; ++k) sum[j][k] *= by;
+        if (at < kEach) store_shared(to + row[j] * kPitch + at % kColumns * 16, eight(sum[j]));
+      }
+    }
+  }
+};
+
+}  // namespace mkc::ops

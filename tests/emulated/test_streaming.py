@@ -1,0 +1,59 @@
+"""The device code of streaming workers, run on the host: it means what the operators' references mean, whoever is held up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from emulated.emulator import Emulator
+from laws.test_stream import MODELS, decoded, decoding, tiny, told
+
+from mkc.frontend.executable import Executable
+from mkc.targets import cuda
+
+MODELS |= {
+    "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
+    "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8),
+}
+SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
+
+
+def assert_as_interpreted(kind: str, workers: int, starts: Sequence[int], folder: Path) -> None:
+    """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow."""
+    expected, theirs = decoded(kind, workers, True, 3, *starts)
+    state, section = decoding(MODELS[kind](), *starts)
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=workers), torch.device("cpu"))
+    executable.kernel = Emulator(executable.compilation, folder)  # type: ignore[misc, assignment]
+    for steps in (1, 2):
+        executable(list(state.tensors), steps=[steps])
+    assert told(state, 3, starts) == expected
+    for mine, other in zip(state.caches, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize(("kind", "workers", "start"), [("qwen3", 2, 62), ("llama", 3, 0), ("heads", 1, 130)])
+def test_a_sequence(kind: str, workers: int, start: int, tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [
+        ("qwen3", 12, (0, 129)),
+        ("llama", 3, (63, 1, 2, 64, 127, 128, 3, 186)),
+        ("wide", 2, (62, 130)),
+        pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow),
+    ],
+)
+def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, starts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [("qwen3", 12, (0, 129, 63)), pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow)],
+)
+def test_several_sequences_in_chunks(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
+    with mock.patch("mkc.ops._streaming.MOST_INPUT", 0):
+        assert_as_interpreted(kind, workers, starts, tmp_path)
