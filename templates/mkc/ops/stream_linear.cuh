@@ -20,7 +20,7 @@ struct Passage {
       if (slots * 4 % F == 0) return slots;
     for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
-    return 0;
+    return F % 20 == 0 ? 5 : 0;
   }
   // Where no batch is even, batches take turns: those of a period, in which whole slots make whole tiles.
   static constexpr bool kTurns = even_batch() == 0;
