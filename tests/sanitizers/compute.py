@@ -27,6 +27,7 @@ TESTS = {
     "rms_norm": ["takes_several_dimensions"],
     "rotary": ["a_part_of_each_row"],
     "softmax": ["softmax_are_shared_out", "across_rows"],
+    "views": ["repetitions_are_torchs", "parts_without_elements"],
 }
 ENVIRONMENT = {"MKC_TEST_DEVICE": "cuda"}
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")

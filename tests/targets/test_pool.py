@@ -52,7 +52,7 @@ def test_python_threads_launch_two_kernels_at_once() -> None:
         assert all(threads.map(all_the_same, range(4)))
 
 
-def test_workers_that_share_a_core_hand_over_in_microseconds() -> None:
+def test_workers_that_share_a_core_hand_over_before_their_slice_ends() -> None:
     layers, width, cores = 40, 64, os.sched_getaffinity(0)
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).eval().requires_grad_(False)
@@ -67,7 +67,7 @@ def test_workers_that_share_a_core_hand_over_in_microseconds() -> None:
     finally:
         for thread in threads:
             os.sched_setaffinity(thread, cores)
-    assert taken / layers < 40e-6
+    assert taken / layers < 1e-3  # a slice is some milliseconds; alone on a machine it is 15 us, beside other programs 200
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
