@@ -104,7 +104,7 @@ def _language() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     )  # fmt: skip
     model = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False)
     state = make_state(model, 12, 2)
-    state.prepare([3, 9, 4])
+    state.prepare([[3, 9, 4]])
     return list(raise_sections(model, state, (), 2)), [state.tensors, state.tensors], (2, 3)
 
 
