@@ -8,7 +8,7 @@ import numpy as np
 from mkc.errors import UnsupportedError
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg
-from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
+from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor, scratch
 from mkc.ir.layout import Layout, Shape, contiguous
 
 
@@ -49,11 +49,9 @@ class Builder:
 
     def new(self, shape: Shape, dtype: DType, hint: str = "t") -> Tensor:
         """An uninitialised tensor in the arena."""
-        layout = contiguous(shape)
-        if layout.numel == 0:
+        if 0 in shape:
             raise UnsupportedError("a tensor without elements")
-        name = f"{hint}{next(self._numbers)}"
-        return Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, Kind.ARENA))
+        return scratch(f"{hint}{next(self._numbers)}", shape, dtype)
 
     def emit(
         self,

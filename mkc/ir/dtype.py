@@ -55,6 +55,10 @@ class DType(Enum):
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return np.where(np.isnan(wide), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
+    def rounded(self, values: Array) -> Array:
+        """What is read back of values that were stored."""
+        return self.decode(self.encode(values))
+
     def __str__(self) -> str:
         return self.value
 

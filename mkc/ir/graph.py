@@ -1,11 +1,11 @@
 """Level 1. What is computed: tensors, the storages they lie in, and the operators between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Expr
-from mkc.ir.layout import Layout, Shape
+from mkc.ir.layout import Layout, Shape, contiguous
 
 Attr = int | float | bool | str | None | Expr | tuple[int, ...] | DType
 
@@ -81,6 +81,12 @@ class Tensor:
         return f"{self.storage}:{self.dtype}[{self.layout}]"
 
 
+def scratch(name: str, shape: Shape, dtype: DType) -> Tensor:
+    """A tensor of a storage of its own in the arena."""
+    layout = contiguous(shape)
+    return Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, Kind.ARENA))
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One operator: what it reads, what it writes, and its constants. `path` is where it stood in the model."""
@@ -112,6 +118,10 @@ class Node:
         value = self[key]
         assert isinstance(value, float)
         return value
+
+    def with_attrs(self, **changed: Attr) -> "Node":
+        """The same with some attributes changed, in the order they were in."""
+        return replace(self, attrs=tuple((key, changed.get(key, value)) for key, value in self.attrs))
 
     @property
     def output(self) -> Tensor:

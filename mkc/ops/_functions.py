@@ -16,7 +16,7 @@ _erf = np.vectorize(erf, otypes=[np.float64])
 
 
 def _rounded(dtype: DType) -> Callable[[Any], Any]:
-    return lambda x: dtype.decode(dtype.encode(np.asarray(x)))
+    return lambda x: dtype.rounded(np.asarray(x))
 
 
 def _sigmoid(x: Any) -> Any:

@@ -7,6 +7,8 @@ from mkc.ir.expr import Const
 from mkc.ir.graph import Node
 from mkc.ops._functions import cpp
 
+VECTOR = 8  # elements that are read at once
+MOST_ROWS = 16  # of activations, which meet the same stream of weights
 TILE_ROWS = 8  # rows of weights that pass the tensor cores together
 FRAGMENT_DEPTH = 256  # of a tile: 32 for each of 8 compute warps
 SUM_BYTES = 8 * TILE_ROWS * 4  # of a tile and a row: float32 of each compute warp

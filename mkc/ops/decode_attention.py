@@ -59,7 +59,7 @@ def _normed(node: Node, x: Array, gain: Array | None) -> Array:
     if gain is None:
         return x
     scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(epsilon(node)))
-    return _rounded(x / scale * (gain + offset(node)))
+    return DType.BF16.rounded(x / scale * (gain + offset(node)))
 
 
 def _turned(x: Array, angles: Sequence[Array]) -> Array:
@@ -68,12 +68,8 @@ def _turned(x: Array, angles: Sequence[Array]) -> Array:
     cos, sin = angles
     x, rest = np.split(x, [len(cos)], axis=-1)
     first, second = np.split(x, 2, axis=-1)
-    turned = _rounded(x * cos + np.concatenate([-second, first], -1) * sin)
+    turned = DType.BF16.rounded(x * cos + np.concatenate([-second, first], -1) * sin)
     return np.concatenate([turned, rest], axis=-1)
-
-
-def _rounded(x: Array) -> Array:
-    return DType.BF16.decode(DType.BF16.encode(x))
 
 
 def _split(node: Node, scores: Array, values: Array, position: int, split: int) -> tuple[Array, Array]:

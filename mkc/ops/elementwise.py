@@ -96,7 +96,7 @@ def _comparison(fn: str) -> Callable[..., Tensor]:
 
     def claim(b: Builder, x: Tensor, y: Operand) -> Tensor:
         if isinstance(y, float) and x.dtype.is_float:
-            y = float(x.dtype.decode(x.dtype.encode(np.asarray(y, np.float32))))
+            y = float(x.dtype.rounded(np.asarray(y, np.float32)))
         return call(b, fn, x, y)
 
     return claim

@@ -75,7 +75,7 @@ def _merged(parts: Array, lse: Array) -> Array:
     weights = np.exp2(lse - np.where(np.isneginf(top), 0, top))
     total = weights.sum(axis=0, keepdims=True)
     shares = weights / np.where(total == 0, 1, total)
-    return DType.BF16.decode(DType.BF16.encode((shares[..., None] * parts).sum(axis=0)))
+    return DType.BF16.rounded((shares[..., None] * parts).sum(axis=0))
 
 
 def tile(node: Node, target: Target) -> Tiling:

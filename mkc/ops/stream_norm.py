@@ -34,9 +34,7 @@ def flops(node: Node) -> float:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    eps = node["eps"]
-    assert isinstance(eps, float)
-    return cpp(epilogue(node)), cpp(Const(eps)), truth(node["centred"]), str(node.output.layout.numel)
+    return cpp(epilogue(node)), cpp(Const(node.number("eps"))), truth(node["centred"]), str(node.output.layout.numel)
 
 
 def input_bytes(node: Node) -> int:

@@ -1,21 +1,20 @@
 """Graph -> Graph. Attention of a position a sequence, with norms, rotations and appends before it, becomes one decode_attention."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call
-from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
+from mkc.ir.graph import Graph, Kind, Node, Tensor, scratch
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
+from mkc.ops._streaming import MOST_ROWS, VECTOR
 from mkc.ops.attention import window
 from mkc.ops.decode_attention import BLOCK, LINE, shares
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
 UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
-VECTOR = 8  # elements that are read at once
-MOST_SEQUENCES, DEPTHS = 16, (64, 128)  # of several sequences together, and how deep their heads may be
+DEPTHS = (64, 128)  # of the heads of several sequences together
 MAX_SPLITS = 8  # whoever merges them reads them all
 
 
@@ -116,7 +115,7 @@ def _end(uses: Uses, number: int) -> int | None:
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     (batch, heads, rows, depth), groups = q.shape, k.shape[1]
     alike = k.shape == v.shape and all(t.dtype is DType.BF16 for t in (q, k, v))
-    fits = batch <= MOST_SEQUENCES and rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
+    fits = batch <= MOST_ROWS and rows == 1 and depth % UNIT == 0 and depth <= DEEPEST
     return alike and fits and heads % groups == 0 and shares(heads, groups) > 0
 
 
@@ -302,8 +301,8 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     lines = batch * groups * shares(heads, groups)
     splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // lines))
     name = chain.out.storage.name
-    parts = _new(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
-    lse = _new(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
+    parts = scratch(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
+    lse = scratch(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
     caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
@@ -325,15 +324,9 @@ def _busy(target: Target, batch: int) -> int:
     return target.workers if batch == 1 else target.workers // 2
 
 
-def _new(name: str, shape: Sequence[int], dtype: DType) -> Tensor:
-    layout = contiguous(tuple(shape))
-    return Tensor(dtype, layout, Storage(name, layout.numel * dtype.itemsize, Kind.ARENA))
-
-
 def _merging(node: Node, decoding: Node) -> Node:
     """The stream reads the parts instead of the attention's result. Of several sequences a part alone is the result."""
     parts, lse, *_ = decoding.outputs
     if parts.layout.rank == 4 and parts.shape[0] == 1:
         return replace(node, inputs=(parts.view(contiguous(node.inputs[0].shape)), *node.inputs[1:]))
-    attrs = tuple((key, parts.shape[0] if key == "merge" else value) for key, value in node.attrs)
-    return replace(node, inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]), attrs=attrs)
+    return replace(node.with_attrs(merge=parts.shape[0]), inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]))

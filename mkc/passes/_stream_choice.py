@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Call
-from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import contiguous
+from mkc.ir.graph import Graph, Node, Tensor, scratch
 from mkc.ir.target import Target
 from mkc.ops._epilogue import epilogue
 from mkc.ops._streaming import TILE_ROWS
@@ -69,12 +68,9 @@ def _telling(node: Node, target: Target) -> Node:
     """The stream with an entry [value, place] for each of equal shares, values rounded as they would have been stored."""
     row, (rows, count) = node.output, node.output.shape
     share = TILE_ROWS * -(-count // (TILE_ROWS * target.workers))
-    layout = contiguous((*([rows] if rows > 1 else []), -(-count // share), 2))
-    storage = Storage(f"{row.storage.name}_best", layout.numel * DType.F32.itemsize, Kind.ARENA)
+    entries = scratch(f"{row.storage.name}_best", (*([rows] if rows > 1 else []), -(-count // share), 2), DType.F32)
     stored = Call("to_bfloat16", (epilogue(node),)) if row.dtype is DType.BF16 else epilogue(node)
-    changed: dict[str, Attr] = dict(best=share, epilogue=stored)
-    attrs = tuple((key, changed.get(key, value)) for key, value in node.attrs)
-    return replace(node, outputs=(Tensor(DType.F32, layout, storage),), attrs=attrs)
+    return replace(node.with_attrs(best=share, epilogue=stored), outputs=(entries,))
 
 
 def _asking(node: Node, entries: Tensor) -> Node:

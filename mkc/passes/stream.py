@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call, Expr, substitute
-from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor
-from mkc.ir.layout import Layout, contiguous
+from mkc.ir.graph import Attr, Graph, Kind, Node, Storage, Tensor, scratch
+from mkc.ir.layout import Layout
 from mkc.ir.target import Target
 from mkc.ir.tiling import Tiling
 from mkc.ops import registry
 from mkc.ops._epilogue import epilogue
+from mkc.ops._streaming import MOST_ROWS, VECTOR
 from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
@@ -21,11 +22,10 @@ from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 from mkc.passes.pack import LEAST_SLOTS, ring_slots
 
-MOST_ROWS = 16  # sequences in a step
 DEEPEST = 1 << 15  # a row in shared memory, beside the ring
 DEEPEST_CENTRED = 1 << 13  # one that is held in registers until its mean is known
 MOST_PIECES = 8  # of an operand
-VECTOR, WORD = 8, 4  # elements that are read at once, and published at once
+WORD = 4  # elements that are published at once
 NORMS = ("rms_norm", "layer_norm")
 WIDE_READERS = ("elementwise", "rms_norm", "rotary")  # compute in float32 whatever they read
 
@@ -75,7 +75,7 @@ def _narrow(graph: Graph) -> Graph:
             case Call("to_float32", (expr,)) if _is_row(node) and _may_narrow(uses, node, narrow):
                 storage = node.output.storage
                 narrow[storage] = replace(storage, nbytes=storage.nbytes // 2)
-                changes[number] = _with(node, epilogue=expr)
+                changes[number] = node.with_attrs(epilogue=expr)
 
     def view(t: Tensor) -> Tensor:
         return Tensor(DType.BF16, t.layout, narrow[t.storage]) if t.storage in narrow else t
@@ -184,7 +184,7 @@ def _takes(uses: Uses, reader: int, out: Tensor, found: _Norm) -> bool:
 
 def _normed(node: Node, found: _Norm) -> Node:
     attrs: dict[str, Attr] = dict(eps=found.eps, offset=found.offset, centred=found.centred, shifted=len(found.inputs) == 3)
-    return replace(_with(node, **attrs), inputs=(*found.inputs, *node.inputs[1:]))
+    return replace(node.with_attrs(**attrs), inputs=(*found.inputs, *node.inputs[1:]))
 
 
 # ---- gates
@@ -241,7 +241,7 @@ def _gated(gate: Node, node: Node) -> Node:
 
     rows = node.inputs[: first_weight(node)]
     inputs = (*rows, *weights(gate), *weights(node), *held, *mine)
-    return replace(_with(node, weights=2, gated=True, epilogue=substitute(epilogue(node), operand)), inputs=inputs)
+    return replace(node.with_attrs(weights=2, gated=True, epilogue=substitute(epilogue(node), operand)), inputs=inputs)
 
 
 # ---- neighbours
@@ -316,16 +316,10 @@ def _unbroken(uses: Uses, numbers: Sequence[int]) -> list[list[int]]:
 def _joined(nodes: Sequence[Node]) -> Node:
     first = nodes[0]
     rows, total = first.output.shape[0], sum(node.output.shape[1] for node in nodes)
-    storage = Storage(f"{first.output.storage.name}_joined", rows * total * DType.BF16.itemsize, Kind.ARENA)
-    out = Tensor(DType.BF16, contiguous((rows, total)), storage)
+    out = scratch(f"{first.output.storage.name}_joined", (rows, total), DType.BF16)
     pieces = (piece for node in nodes for piece in extras(node))
     inputs = (*first.inputs[: first_weight(first)], *(w for node in nodes for w in weights(node)), *pieces)
-    return replace(_with(first, weights=len(nodes)), inputs=inputs, outputs=(out,))
-
-
-def _with(node: Node, **attrs: Attr) -> Node:
-    """The node with some attributes changed, in the order they were in."""
-    return replace(node, attrs=tuple((key, attrs.get(key, value)) for key, value in node.attrs))
+    return replace(first.with_attrs(weights=len(nodes)), inputs=inputs, outputs=(out,))
 
 
 # ---- norms that are read by more than streams

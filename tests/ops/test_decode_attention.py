@@ -21,7 +21,7 @@ Values = dict[str, Array]
 
 def rounded(*shape: int) -> Array:
     """Random values that bfloat16 holds."""
-    return DType.BF16.decode(DType.BF16.encode(RNG.standard_normal(shape, np.float32)))
+    return DType.BF16.rounded(RNG.standard_normal(shape, np.float32))
 
 
 def given(heads: int, groups: int, depth: int, room: int, position: int, turned: int = 0) -> Values:

@@ -21,7 +21,7 @@ SUM: Expr = Call("add", (Arg(0), Arg(1)))
 
 def rounded(*shape: int) -> Array:
     """Random values that bfloat16 holds."""
-    return DType.BF16.decode(DType.BF16.encode(RNG.standard_normal(shape, np.float32)))
+    return DType.BF16.rounded(RNG.standard_normal(shape, np.float32))
 
 
 class Case:
@@ -104,7 +104,7 @@ def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:
     weights /= np.maximum(weights.sum(axis=0), 2.0**-30)
     x = (weights[..., None] * parts).sum(axis=0).reshape(1, 64)
     assert (x[0, 48:] == 0).all()
-    assert_rounded(case.run(8, 2), DType.BF16.decode(DType.BF16.encode(x)) @ w.T)
+    assert_rounded(case.run(8, 2), DType.BF16.rounded(x) @ w.T)
 
 
 @pytest.mark.parametrize("rows", [2, 5, 16])
@@ -129,7 +129,7 @@ def test_parts_of_several_attentions_are_merged_for_each() -> None:
     w = case.given(rounded(8, 32))
     shares = np.exp2(lse) / np.exp2(lse).sum(axis=0)
     x = (shares[..., None] * parts).sum(axis=0).reshape(3, 32)
-    assert_rounded(case.run(8, 2, 3), DType.BF16.decode(DType.BF16.encode(x)) @ w.T)
+    assert_rounded(case.run(8, 2, 3), DType.BF16.rounded(x) @ w.T)
 
 
 @pytest.mark.parametrize("batch", range(2, 17))
