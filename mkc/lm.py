@@ -181,6 +181,11 @@ class CausalLM:
         sections = len(self._decoder.raised)
         self._decoder(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
 
+    def trace_on(self, steps: int) -> Words:
+        """The same with time stamps from inside the kernel: an array of STAMP."""
+        sections = len(self._decoder.raised)
+        return self._decoder.trace(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
+
     def logits_at(self, position: int, texts: Sequence[Ids]) -> list[torch.Tensor]:
         """What the decode step makes of tokens from `position` on: logits [len(ids), vocabulary] of each text."""
         self.stand_at(position, texts, max(map(len, texts)))

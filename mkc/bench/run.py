@@ -58,7 +58,7 @@ class Wanted:
 
     @property
     def room(self) -> int:
-        return _room(max(self.contexts), self.steps)
+        return room(max(self.contexts), self.steps)
 
 
 def bench(wanted: Wanted, say: Say = lambda doing: None) -> Report:
@@ -182,7 +182,7 @@ def _baseline(wanted: Wanted, lm: CausalLM, context: int, name: str, end: float)
     if time.monotonic() > end:
         return Row(name, skipped=f"the budget of {wanted.seconds:g} s was spent")
     try:
-        run = baselines.make(name, lm.model, lm.state.caches, context, _room(context, wanted.steps))
+        run = baselines.make(name, lm.model, lm.state.caches, context, room(context, wanted.steps))
         for _ in range(3):
             _seconds(run, min(3, wanted.steps), lm.model.device)
     except Exception as error:  # noqa: BLE001  a compiler that is not ours, or memory that is full
@@ -214,7 +214,7 @@ def _forget_compiled(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _room(context: int, steps: int) -> int:
+def room(context: int, steps: int) -> int:
     """Rows of a cache, in whole sixteens."""
     return -(-(context + steps + 1) // 16) * 16
 

@@ -26,7 +26,7 @@ def bench(
         str,
         typer.Option(
             help="A Hugging Face folder or id, or a configuration with random weights: qwen3-0.6b, qwen3-1.7b, qwen3-8b, "
-            "llama-3.2-1b, smollm2-135m, tiny."
+            "llama-3.2-1b, gemma-3-1b, qwen2.5-1.5b, smollm2-135m, tiny."
         ),
     ] = "qwen3-0.6b",
     context: Annotated[

@@ -37,7 +37,11 @@ class Executable:
         self._attributes: list[torch.Tensor] = []  # live tensors of the module, by the slots below
         self._owned: list[torch.Tensor] = []  # constants and the arena, kept alive
         self._slots = self.compilation.program.slots
-        self._fixed = [self._fixed_address(slot) for slot in self._slots]
+        fixed = [self._fixed_address(slot) for slot in self._slots]
+        self._known = [at if isinstance(at, int) else 0 for at in fixed]  # addresses that never change
+        self._live = [(i, at) for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]  # tensors whose memory may move
+        self._given = [(i, slot) for i, slot in enumerate(self._slots) if fixed[i] is None]  # in every call anew
+        self._distinct: list[int] = []  # addresses of which no two share a state
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -135,15 +139,16 @@ class _Binding:
         self.outputs: dict[tuple[int, str], torch.Tensor] = {}
         self.returned: list[tuple[torch.Tensor, torch.Tensor]] = []  # (caller's tensor, contiguous copy to write back)
         self.copies: list[torch.Tensor] = []
-        fixed = zip(executable._slots, executable._fixed, strict=True)
-        self.addresses = [self._address(slot, known) for slot, known in fixed]
-        self._refuse_shared_states()
+        self.addresses = executable._known.copy()
+        for i, tensor in executable._live:
+            self.addresses[i] = tensor.data_ptr()
+        for i, slot in executable._given:
+            self.addresses[i] = self._address(slot)
+        if self.addresses != executable._distinct:
+            self._refuse_shared_states()
+            executable._distinct = self.addresses
 
-    def _address(self, slot: Slot, known: int | torch.Tensor | None) -> int:
-        if isinstance(known, int):
-            return known
-        if isinstance(known, torch.Tensor):
-            return known.data_ptr()
+    def _address(self, slot: Slot) -> int:
         if slot.kind is Kind.OUTPUT:
             memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
             self.outputs[slot.section, slot.name] = memory

@@ -348,6 +348,7 @@ class CudaKernel:
         self._traced: _Loaded | None = None
         self._launches = 0  # which seeds the delays of test builds
         self._addresses: tuple[int, ...] = ()
+        self._packed = next((i for i, slot in enumerate(program.slots) if slot.kind is Kind.PACKED), None)
         self.tuning = self._first_tuning()
         self._loaded = self._load(trace=False)
         with self._using("hold the tables of the plan"):
@@ -411,7 +412,8 @@ class CudaKernel:
         deadline = config.deadline_ns()
         cuda = _cupy().cuda
         self._launches += 1
-        places = {**self._places, "stamps": stamps, "packed": self._address_of(Kind.PACKED, addresses)}
+        packed = addresses[self._packed] if self._packed is not None else 0
+        places = {**self._places, "stamps": stamps, "packed": packed}
         words = launch_words(self.program, places, steps, deadline, self._launches, self.tuning)
         try:
             self._point(addresses, stream)
@@ -447,11 +449,6 @@ class CudaKernel:
             if table.nbytes:
                 runtime.memcpyAsync(self._places[name], table.ctypes.data, table.nbytes, runtime.memcpyHostToDevice, stream)
         self._addresses = tuple(addresses)
-
-    def _address_of(self, kind: Kind, addresses: Sequence[int]) -> int:
-        """The memory of a kind of which there is at most one; 0 when there is none."""
-        found = [a for a, slot in zip(addresses, self.program.slots, strict=True) if slot.kind is kind]
-        return found[0] if found else 0
 
     def _restore(self) -> None:
         """As before the first launch, whatever the last one left behind."""
