@@ -15,6 +15,7 @@ MAX_CALLS = 48  # of one expression; operands used twice are written twice, so c
 QUICK = frozenset("add sub mul neg to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
 FEW_CALLS = 4  # of quick functions, which are made again for each reader sooner than handed over
 LINE = 64  # bytes that come together
+NUMBER = 8  # bytes of the widest
 
 
 def fuse(graph: Graph) -> Graph:
@@ -196,10 +197,12 @@ def _unrepeated(layout: Layout) -> Layout:
 
 
 def _is_quick(node: Node) -> bool:
-    """True when computing elements again is worth no more than reading them: few operations, and no more bytes."""
+    """True when computing elements again is worth no more than reading them: few operations, and no more lines of memory,
+    beside single numbers."""
     if node.op != "elementwise" or not _calls(_expr(node, "expr")) <= QUICK or size(_expr(node, "expr")) > FEW_CALLS:
         return False
-    return sum(min(t.nbytes, t.storage.nbytes) for t in node.inputs) <= max(node.output.nbytes, LINE)
+    read = [min(t.nbytes, t.storage.nbytes) for t in node.inputs]
+    return sum(n for n in read if n > NUMBER) <= max(node.output.nbytes, LINE)
 
 
 def _calls(expr: Expr) -> set[str]:
