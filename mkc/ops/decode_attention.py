@@ -153,5 +153,5 @@ def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileM
     return tiling.imaps if ranges[-1] == (0, 1) else ()
 
 
-STREAMING = Streaming(arguments, input_bytes, surely=surely)
+STREAMING = Streaming(arguments, input_bytes, surely=surely, position=POSITION)
 OP = Op("decode_attention", "DecodeAttention", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -68,12 +68,13 @@ struct Entry {  // a task as a streaming worker meets it, its addresses resolved
   uint32 padding;
 };
 
-struct Stream {  // the weights of one task, packed in the order in which they are multiplied
+struct Stream {  // the weights of one task, packed in the order in which they are multiplied; without slots, its keys and values
   uint64 offset;  // into Launch::packed, bytes
   uint32 slots;   // of the ring that it fills
   uint32 body;
   uint32 place;  // of the task in its worker's queue
-  uint32 early;
+  uint32 early : 16;
+  uint32 awaits : 16;  // a position that no earlier record of a step is read by: loaders wait until it is final
 };
 
 struct Launch {

@@ -34,6 +34,7 @@ struct alignas(16) Source {
 // A compute lane's place in the ring. What it reads it has copied itself, so it waits for nobody's copies but its own.
 template <class Page>
 struct Ring {
+  static constexpr bool kHasKeys = false;  // attention reads them from memory
   const Launch& l;
   const uint32 base, id;
   uint32 address;  // of what to read next
