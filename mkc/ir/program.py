@@ -44,7 +44,7 @@ ENTRY = np.dtype(
         *((name, "<u4") for name in "hops early index padding".split()),
     ]
 )
-STREAM = np.dtype([("offset", "<u8"), *((name, "<u4") for name in "slots body place".split()), ("early", "<u2"), ("awaits", "<u2")])
+STREAM = np.dtype([*((name, "<u4") for name in "first slots place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
 LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
 REPORT = np.dtype(
     [

@@ -25,7 +25,7 @@ from mkc.ir.target import Target
 TILE_ROWS, FRAGMENT_DEPTH = 8, 256  # of weights: rows of a tile, and a fragment of it for each of 8 compute warps
 MOST_HOPS = 1 << 12  # so that cycles to wait, some thousand a hop, stay far from 2^31
 
-Place = tuple[int, int]  # in packed memory: offset, slots
+Place = tuple[int, int]  # in packed memory, in slots: the first, how many
 
 
 def check_streams(program: Program, target: Target) -> None:
@@ -141,14 +141,16 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
             raise unsound(program, f"the pack of {part.name} is not of the tiles that its tasks multiply", part.tasks[0])
         _tiles(program, part, asked, pack)
         for task, (_, count, offset) in enumerate(pack.shares, part.tasks[0]):
-            places[task] = offset, -(-count * pack.fragments // SLOT_FRAGMENTS)
-    taken = sorted((offset, offset + slots * SLOT_BYTES, task) for task, (offset, slots) in places.items())
-    for offset, end, task in taken:
-        if offset < 0 or offset % 16 or end > streams.nbytes:
-            raise unsound(program, f"the weights of task {task} are at {offset} to {end} of {streams.nbytes} bytes", task)
+            places[task] = offset // SLOT_BYTES, -(-count * pack.fragments // SLOT_FRAGMENTS)
+            if offset % SLOT_BYTES or offset < 0:
+                raise unsound(program, f"the weights of task {task} are at {offset}, within a slot", task)
+    taken = sorted((first, first + slots, task) for task, (first, slots) in places.items())
+    for first, end, task in taken:
+        if end * SLOT_BYTES > streams.nbytes:
+            raise unsound(program, f"the weights of task {task} are in slots {first} to {end} of {streams.nbytes} bytes", task)
     for (_, end, one), (start, _, other) in pairwise(taken):
         if start < end:
-            raise unsound(program, f"the weights of tasks {one} and {other} share byte {start} of packed memory", one, other)
+            raise unsound(program, f"the weights of tasks {one} and {other} share slot {start} of packed memory", one, other)
 
 
 def _tiles(program: Program, part: Part, asked: Streamed, pack: Pack) -> None:
@@ -214,7 +216,7 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
         queue = program.queue[begin:end].tolist()
         first = {positions[task]: task for task in reversed(queue) if task in positions}  # to read each position in a step
         wanted = [
-            (*places.get(task, (0, 0)), int(program.tasks["body"][task]), place, int(streams.early[begin + place]), int(task in first.values()))
+            (*places.get(task, (0, 0)), place, int(program.tasks["body"][task]), int(streams.early[begin + place]), int(task in first.values()))
             for place, task in enumerate(queue)
             if computes[task]
         ]
@@ -222,6 +224,6 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
         if found != wanted:
             at = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
             has, needs = (str(r[at]) if at < len(r) else "none" for r in (found, wanted))
-            tasks = [queue[wanted[at][3]]] if at < len(wanted) else []
-            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: offset, slots, body, place, early, awaits"
+            tasks = [queue[wanted[at][2]]] if at < len(wanted) else []
+            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: first slot, slots, place, body, early, awaits"
             raise unsound(program, sentence, *tasks)

@@ -41,7 +41,8 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
                 position = _position(tasks, t)
                 awaits = position is not None and position not in known
                 known |= {position} if position else set()
-                records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1], awaits))
+                offset, slots = offsets.get(t, (0, 0))
+                records.append((offset // SLOT_BYTES, slots, place, int(bodies[t]), early[-1], awaits))
                 last = node
         bounds.append(len(records))
     input_bytes, slots = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)

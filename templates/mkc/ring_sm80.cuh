@@ -79,7 +79,7 @@ struct Ring {
     MKC_NO_UNROLL
     for (uint32 tried = begin; source.left == 0 && tried < end && source.step < l.steps[0]; ++tried) {
       const Stream& stream = l.streams[source.at];
-      source.slot = static_cast<uint32>(stream.offset / kSlotBytes), source.left = stream.slots;
+      source.slot = stream.first, source.left = stream.slots;
       if (++source.at == end) source.at = begin, ++source.step;
     }
   }

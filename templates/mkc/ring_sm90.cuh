@@ -83,7 +83,6 @@ template <class Page>
 struct Loader {
   const Launch& l;
   const uint32 base, me, id;
-  const uint64 policy = evict_first();
   uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, asked = 0, next;
 
   MKC_DEVICE Loader(const Launch& launch, uint32 memory, uint32 worker, int loader)
@@ -116,7 +115,7 @@ struct Loader {
     keep_pace(bytes);
     if (share) {
       barrier_expect(full, share);
-      bulk_copy(base + slot * kSlotBytes + me * share, static_cast<const uint8*>(from) + me * share, share, full, policy);
+      bulk_copy(base + slot * kSlotBytes + me * share, static_cast<const uint8*>(from) + me * share, share, full, evict_first());
     } else {
       barrier_arrive(full);
     }
@@ -127,7 +126,7 @@ struct Loader {
 
  private:
   MKC_DEVICE bool weights(const Stream& stream) {
-    const uint8* from = l.packed + stream.offset;
+    const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
     for (uint32 n = 0; n < stream.slots; ++n, from += kSlotBytes)
       if (!issue(from, kSlotBytes)) return false;
@@ -137,12 +136,12 @@ struct Loader {
   // to this thread, and with it what earlier steps appended; `show_to_copies` shows that to the copies.
   MKC_DEVICE bool keys(const Stream& stream, uint32 number) {
     answer();
-    if (stream.awaits) {
+    if (stream.awaits()) {
       if (!comes([&] { return static_cast<int32>(load_acquire_shared(base + Block<Page>::kReached) - number) > 0; })) return false;
       show_to_copies();
     }
     const Entry& entry = *static_cast<const Entry*>(__cvta_shared_to_generic(place()));
-    return Page::keys(stream.body, *this, entry.operands, entry.task.ranges);
+    return Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
   }
   // Where a task's keys lie is brought while the slots before them are issued.
   MKC_DEVICE void ask(const Stream& of) {

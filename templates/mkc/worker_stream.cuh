@@ -223,8 +223,8 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
-      c.number = first + stream.place, c.early = stream.early;
-      Page::compute(stream.body, c);
+      c.number = first + stream.place, c.early = stream.early();
+      Page::compute(stream.body(), c);
     }
   }
   c.ring.close();
