@@ -145,7 +145,7 @@ def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
     (heads, depth), kv_heads = node.inputs[0].shape[-2:], node.inputs[1].shape[-2]
     group = heads // kv_heads // _shares(node)
-    return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
+    return 10 * (128 * -(-depth // 64) + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

@@ -43,13 +43,13 @@ struct AnyAttention
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
     constexpr int kLanes = D > 128 ? 32 : D > 64 ? 16 : D > 32 ? 8 : D > 16 ? 4 : 2;  // some may have nothing to do
     constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
-    const int column = talk.thread() % kLanes * 8;
+    const int column = static_cast<uint32>(talk.thread()) % kLanes * 8;
     Angles cos{}, sin{};
     if (column < Turned) cos.load(p[10 + 2 * Norm], column), sin.load(p[11 + 2 * Norm], column);
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
-      const bool of_q = pass * kRows + talk.thread() / kLanes < kGroup;
+      const bool of_q = pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / kLanes) < kGroup;
       gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column) : Quad{};
     }
     talk.let_others_finish();
@@ -58,12 +58,15 @@ struct AnyAttention
     __syncwarp();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = pass * kRows + talk.thread() / kLanes;
+      const int row = pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / kLanes);
       if constexpr (Norm) normalise<kLanes>(x[pass], gains[pass], row <= kGroup);
       if constexpr (Turned > 0) rotate(x[pass], cos, sin, column, row <= kGroup);
       const Quad made = eight(x[pass]);
       if (row >= kGroup + 2 || column >= D) continue;
-      store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + column * 2, made);
+      const bool of_q = row < kGroup;
+      const uint32 to = talk.input + (of_q ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2);
+      store_shared(to, of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
+      store_shared(to + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
       if (row >= kGroup && where.owns_new())
         *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + column) = made;
     }
@@ -75,7 +78,7 @@ struct AnyAttention
   MKC_DEVICE static void take(Talk<Page>& talk, void* const* p, const Where& where, int column, float (&x)[Passes][8]) {
     constexpr int kRows = kTalkThreads / Lanes;
     constexpr bool kPublished = kIsPublished<Q> && kIsPublished<K> && kIsPublished<V>;
-    const auto row_of = [&](int pass) { return column < D ? pass * kRows + talk.thread() / Lanes : kGroup + 2; };
+    const auto row_of = [&](int pass) { return column < D ? pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / Lanes) : kGroup + 2; };
     const int head = where.part * kGroup;
     if constexpr (kPublished) {
       const uint32 bits = use_bits(talk.use);

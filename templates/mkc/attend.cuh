@@ -30,9 +30,9 @@ struct Attend {
   static constexpr int kBatch = Of::kBatch, KvHeads = Of::kHeads, Room = Of::kRoom, D = Of::kDepth;
   static_assert(D % 16 == 0 && D <= 256, "rows that a few lanes hold");
   static constexpr int kGroup = Heads / KvHeads / Shares, kTile = kKeyTile, kBlock = kKeyBlock;
-  static constexpr int kSixties = (D + 63) / 64;
+  static constexpr int kSixties = (D + 63) / 64, kFours = (kGroup + 3) / 4;  // of dims; of heads
   static constexpr bool kAhead = D <= 128;  // values are in registers before the input comes, as keys are
-  static constexpr int kPitch = D * 2 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
+  static constexpr int kPitch = kSixties * 128 + 16, kNewKey = 8, kNewValue = 9;  // rows in shared memory: q, then k and v
   // Then what the compute warps found: sums [warp, head, D], the highest score and the total [head, warp], and the new
   // key's weight [head].
   static constexpr int kResults = 10 * kPitch, kTops = kResults + kComputeWarps * kGroup * D * 4;
@@ -51,17 +51,17 @@ struct Attend {
     MKC_DEVICE long long rows() const { return 1LL * (sequence * KvHeads + head()) * Room * D; }  // where the head's begin
     MKC_DEVICE int first_of_q(int split) const { return (split * kBatch + sequence) * Heads + part * kGroup; }
     MKC_DEVICE int keys() const { return cached + appends; }
-    MKC_DEVICE int hidden() const { return Window > 0 && position >= Window ? position - Window + 1 : 0; }  // keys out of sight
+    MKC_DEVICE uint32 hidden() const { return Window > 0 && position >= Window ? position - Window + 1 : 0; }  // keys out of sight
     MKC_DEVICE int begin() const {  // the first block that is not hidden, of those that are dealt to this split
       if constexpr (Window == 0) return split * kBlock;
-      const int block = hidden() / kBlock;
-      return (block + (split + Splits - block % Splits) % Splits) * kBlock;
+      const uint32 block = hidden() / kBlock;
+      return static_cast<int>((block + (split + Splits - block % Splits) % Splits) * kBlock);
     }
     MKC_DEVICE static int then(int first) { return first + Splits * kBlock; }
     MKC_DEVICE bool is_empty() const { return begin() >= keys(); }
-    MKC_DEVICE bool owns_new() const { return appends && part % Shares == 0 && position / kBlock % Splits == split; }
-    MKC_DEVICE bool sees_new() const { return appends && position / kBlock % Splits == split; }
-    MKC_DEVICE int owner() const { return position / kTile % kComputeWarps; }  // the warp that sees the new key
+    MKC_DEVICE bool sees_new() const { return appends && static_cast<uint32>(position) / kBlock % Splits == static_cast<uint32>(split); }
+    MKC_DEVICE bool owns_new() const { return sees_new() && part % Shares == 0; }
+    MKC_DEVICE uint32 owner() const { return static_cast<uint32>(position) / kTile % kComputeWarps; }  // the warp that sees the new key
   };
   MKC_DEVICE static int64* position_of(void* const* p, const Range* r) { return static_cast<int64*>(p[7]) + (kBatch > 1 ? r[0].begin : 0); }
   MKC_DEVICE static const bf16* cache_of(void* const* p, const Where& where, bool of_values) {
@@ -111,90 +111,116 @@ struct Attend {
   MKC_DEVICE static void compute(Compute<Page>& c) {
     const Entry& entry = c.begin();
     const Where where(entry.task.ranges, c.position(position_of(entry.operands, entry.task.ranges)));
+    Tiles<D, Page> tiles{c};
     int first = where.begin();
-    if (first >= where.cached) nothing_in_ring<D>(c);
+    if (first >= where.cached) tiles.nothing();
     if (where.is_empty()) return meet(kInputReady, kBothThreads);
     const bf16* const keys = cache_of(entry.operands, where, false);
     const bf16* const values = cache_of(entry.operands, where, true);
-    const auto [warp, g, t] = c.place();
-    float top = kLeast, total = 0.0f, out[kSixties][8][2] = {};  // the highest score, this lane's part of the total, sums
+    const Fragment at = c.place();
+    Found found;
     MKC_NO_UNROLL
     for (bool waited = false;; waited = true) {
+      const int cached = where.cached - first, mine = first + at.warp * kTile;
       KeyTile<D> k;
       ValueTile<D> v[kAhead ? kSixties : 1];
-      const int cached = where.cached - first;
-      read_tile<D>(c, keys + 1LL * first * D, cached, [&](const auto& tile) { k.load(tile, g, t); });
-      const auto read_values = [&](auto each) {
-        read_tile<D>(c, values + 1LL * first * D, cached, [&](const auto& tile) {
-          MKC_UNROLL
-          for (int j = 0; j < kSixties; ++j) {
-            ValueTile<D>& some = v[kAhead ? j : 0];
-            some.load(tile, j, g, t), some.pair_up(), each(j, some);
-          }
-        });
-      };
-      if constexpr (kAhead) read_values([](int, const auto&) {});
-      if (!waited) meet(kInputReady, kBothThreads);
       uint32 p[2] = {};
-      if (first + warp * kTile < where.keys()) weigh(c, where, first + warp * kTile, k, top, total, out, p);
-      if constexpr (kAhead) {
-        MKC_UNROLL
-        for (int j = 0; j < kSixties; ++j) v[j].add(out[j], p);
-      } else {
-        read_values([&](int j, const auto& some) { some.add(out[j], p); });
-      }
+      tiles.begin(cached);
+      tiles.keys(keys + 1LL * first * D, cached, [&](const auto& tile) { k.load(tile, at.row, at.column); });
+      if constexpr (kAhead)
+        tiles.values(values + 1LL * first * D, cached, [&](const auto& tile) {
+          MKC_UNROLL
+          for (int j = 0; j < kSixties; ++j) v[j].load(tile, j, at.row, at.column);
+        });
+      if (!waited) meet(kInputReady, kBothThreads);
+      if (mine < where.keys()) weigh(c.input, where, at, mine, waited, k, found, p);
+      if constexpr (!kAhead)
+        tiles.values(values + 1LL * first * D, cached, [&](const auto& tile) {
+          MKC_UNROLL
+          for (int j = 0; j < kSixties; ++j) v[0].load(tile, j, at.row, at.column), v[0].add(found.out[j], p);
+        });
+      MKC_UNROLL
+      for (int j = 0; j < kSixties && kAhead; ++j) v[j].add(found.out[j], p);
       if ((first = where.then(first)) >= where.keys()) break;
     }
-    MKC_UNROLL
-    for (int bit = 1; bit < 4; bit *= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, bit);
-    if (g < kGroup) {
-      const uint32 sums = c.input + kResults + ((warp * kGroup + g) * D + 16 * t) * 4;
-      MKC_UNROLL
-      for (int i = 0; i < kSixties * 4; ++i) {
-        const int j = i / 4, column = i / 2 % 2, from = i % 2 * 4, dim = j * 64 + column * 8 + from;  // behind 16 t
-        const float(&some)[8][2] = out[j];
-        if (D % 64 == 0 || dim + 16 * t < D)
-          store_shared(sums + dim * 4, Four{some[from][column], some[from + 1][column], some[from + 2][column], some[from + 3][column]});
-      }
-      if (t == 0) {
-        store_shared(c.input + kTops + (g * kComputeWarps + warp) * 4, top);
-        store_shared(c.input + kTotals + (g * kComputeWarps + warp) * 4, total);
-      }
-    }
+    keep(c.input, at, found);
     arrive(kSumsReady, kBothThreads);
   }
-  // The keys of a tile, from `first` on: p, their weights against the highest score so far. What was found before shrinks to
-  // that. Of a tile that a window hides all scores are the least there is, and what is found there weighs nothing in the end.
-  template <class Page>
-  MKC_DEVICE static void weigh(const Compute<Page>& c, const Where& where, int first, KeyTile<D>& k, float& top, float& total,
-                               float (&out)[kSixties][8][2], uint32 (&p)[2]) {
-    const auto [warp, g, t] = c.place();
-    const int seen = where.keys() - first, hidden = where.hidden() - first;
+  // What a lane knows of heads t and t + 4: the highest score and its part of the total; and sums of heads 2t and 2t + 1.
+  struct Found {
+    float top[kFours], total[kFours], out[kSixties][4][4] = {};
+    MKC_DEVICE Found() {
+      MKC_UNROLL
+      for (int h = 0; h < kFours; ++h) top[h] = kLeast, total[h] = 0.0f;
+    }
+  };
+  // The keys of a tile, from `first` on: p, their weights against the highest score so far, as a b operand. What was found
+  // before shrinks to that. Of a tile that a window hides all scores are the least there is, and what is found there weighs
+  // nothing in the end.
+  MKC_DEVICE static void weigh(uint32 input, const Where& where, const Fragment& at, int first, bool again, KeyTile<D>& k, Found& found,
+                               uint32 (&p)[2]) {
+    const int g = at.row, t = at.column, seen = where.keys() - first, hidden = static_cast<int>(where.hidden()) - first;
     const int place = where.appends ? where.position - first : -1;  // the new key, in the tile
-    if (0 <= place && place < kTile) k.take_new(c.input + kNewKey * kPitch, place, g, t);
-    float s[2][2] = {}, highest = top;
-    k.score(s, c.input + g * kPitch, t);
+    if (0 <= place && place < kTile) k.take_new(input + kNewKey * kPitch, place, g, t);
+    uint32 weights[kFours];  // of keys g and g + 8
+    float shrink[kFours];
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      float& score = s[i / 2][i % 2];
-      const int key = i / 2 * 8 + 2 * t + i % 2;
-      score = key < seen && (Window == 0 || key >= hidden) ? score * (Scale::of() * 1.44269504088896341f) : kLeast;
-      highest = max(highest, score);
+    for (int h = 0; h < kFours; ++h) {
+      float s[2], &top = found.top[h], highest = top;
+      k.score(s, input + 4 * h * kPitch, kPitch, g, t);
+      MKC_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        const int key = u * 8 + g;
+        s[u] = key < seen && (Window == 0 || key >= hidden) ? s[u] * (Scale::of() * 1.44269504088896341f) : kLeast;
+        highest = max(highest, s[u]);
+      }
+      MKC_UNROLL
+      for (int bit = 4; bit < 32; bit *= 2) highest = max(highest, __shfl_xor_sync(0xFFFFFFFFu, highest, bit));
+      shrink[h] = exp2(top - highest), top = highest;
+      weights[h] = pair_of(exp2(s[0] - highest), exp2(s[1] - highest));
+      found.total[h] = found.total[h] * shrink[h] + (low(weights[h]) + high(weights[h]));
+      if (place >= 0 && place % 8 == g && place < kTile && 4 * h + t < kGroup)
+        store_shared(input + kNewWeight + (4 * h + t) * 4, place < 8 ? low(weights[h]) : high(weights[h]));
+    }
+    const uint32 even = of_head(weights, g / 4, 2 * t * 4 + g % 4), odd = of_head(weights, g / 4, (2 * t + 1) * 4 + g % 4);
+    p[0] = permuted<0x5410>(even, odd), p[1] = permuted<0x7632>(even, odd);
+    if (!again) return;
+    const float one = of_head(shrink, t / 2, 2 * t % 4), two = of_head(shrink, t / 2, 2 * t % 4 + 1);
+    MKC_UNROLL
+    for (int i = 0; i < kSixties * 16; ++i) found.out[i / 16][i / 4 % 4][i % 4] *= i % 2 ? two : one;
+  }
+  // What a lane holds of the heads from 4 `four` on. Columns for which there is no head get any.
+  template <class T>
+  MKC_DEVICE static T of_head(const T (&values)[kFours], int four, int lane) {
+    T found = __shfl_sync(0xFFFFFFFFu, values[0], lane);
+    if constexpr (kFours > 1) {
+      const T other = __shfl_sync(0xFFFFFFFFu, values[1], lane);
+      if (four) found = other;
+    }
+    return found;
+  }
+  MKC_DEVICE static void keep(uint32 input, const Fragment& at, Found& found) {
+    const int warp = at.warp, g = at.row, t = at.column;
+    MKC_UNROLL
+    for (int h = 0; h < kFours; ++h) {
+      MKC_UNROLL
+      for (int bit = 4; bit < 32; bit *= 2) found.total[h] += __shfl_xor_sync(0xFFFFFFFFu, found.total[h], bit);
+      if (g != 0 || 4 * h + t >= kGroup) continue;
+      store_shared(input + kTops + ((4 * h + t) * kComputeWarps + warp) * 4, found.top[h]);
+      store_shared(input + kTotals + ((4 * h + t) * kComputeWarps + warp) * 4, found.total[h]);
     }
     MKC_UNROLL
-    for (int bit = 1; bit < 4; bit *= 2) highest = max(highest, __shfl_xor_sync(0xFFFFFFFFu, highest, bit));
-    const float shrink = exp2(top - highest);
-    top = highest, total *= shrink;
-    MKC_UNROLL
-    for (int u = 0; u < 2; ++u) {
-      p[u] = pair_of(exp2(s[u][0] - highest), exp2(s[u][1] - highest));
-      total += low(p[u]) + high(p[u]);
+    for (int of = 0; of < 2; ++of) {
+      if (2 * t + of >= kGroup) continue;
+      const uint32 sums = input + kResults + ((warp * kGroup + 2 * t + of) * D + 8 * g) * 4;
+      MKC_UNROLL
+      for (int i = 0; i < kSixties * 2; ++i) {
+        const auto& two = found.out[i / 2];
+        const int from = i % 2 * 2;
+        if (D % 64 == 0 || i / 2 * 64 + 8 * g < D)
+          store_shared(sums + (i / 2 * 64 + i % 2 * 4) * 4, Four{two[from][of], two[from][2 + of], two[from + 1][of], two[from + 1][2 + of]});
+      }
     }
-    MKC_UNROLL
-    for (int i = 0; i < 4; ++i)
-      if (i / 2 * 8 + 2 * t + i % 2 == place && g < kGroup) store_shared(c.input + kNewWeight + g * 4, i % 2 ? high(p[i / 2]) : low(p[i / 2]));
-    MKC_UNROLL
-    for (int i = 0; i < kSixties * 16; ++i) out[i / 16][i / 2 % 8][i % 2] *= shrink;
   }
 
   // ---- the talking part
@@ -223,8 +249,8 @@ struct Attend {
     const uint32 base = talk.input;
     uint32 misfit = 0;
     MKC_NO_UNROLL
-    for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
-      const int row = word / (D / 4), dim = word % (D / 4) * 4;
+    for (uint32 word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads) {
+      const uint32 row = word / (D / 4), dim = word % (D / 4) * 4;
       const uint32 tops = base + kTops + row * kComputeWarps * 4;
       float weight[kComputeWarps], top = kLeast, total = 0.0f;
       Four sum = {};
@@ -253,7 +279,7 @@ struct Attend {
       const int head = where.first_of_q(where.split) + row;
       store_word(Parts(p[0]).data + (head * D + dim) / 4, word_of(sum, use_bits(talk.use), misfit));
       const uint64 level = word_of(top + log2(total), talk.use);
-      for (int i = dim / 4; i < kLine; i += D / 4) store_word(Lse(p[1]).data + head * kLine + i, level);
+      for (uint32 i = dim / 4; i < kLine; i += D / 4) store_word(Lse(p[1]).data + head * kLine + i, level);
     }
     talk.report(misfit);
   }
@@ -269,8 +295,10 @@ struct Attend {
   MKC_DEVICE static void publish_nothing(const Talk<Page>& talk, void* const* p, const Where& where) {
     uint32 misfit = 0;
     const int head = where.first_of_q(where.split);
+    MKC_NO_UNROLL
     for (int word = talk.thread(); word < kGroup * D / 4; word += kTalkThreads)
       store_word(Parts(p[0]).data + head * (D / 4) + word, word_of(Four{}, use_bits(talk.use), misfit));
+    MKC_NO_UNROLL
     for (int word = talk.thread(); word < kGroup * kLine; word += kTalkThreads) store_word(Lse(p[1]).data + head * kLine + word, word_of(kLeast, talk.use));
   }
 };

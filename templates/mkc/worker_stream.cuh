@@ -43,8 +43,8 @@ struct Compute {
   MKC_DEVICE uint32 slot() const { return ring.address - (warp * kWarpBytes + lane * 16); }  // of the ring, from its first byte
   // Opaque, or the compiler would compute the addresses of all bodies before the first, and run out of registers.
   MKC_DEVICE Fragment place() const {
-    const int thread = static_cast<int>(opaque(warp * 32 + lane));
-    return {thread / 32, thread % 32 / 4, thread % 4};
+    const uint32 thread = opaque(warp * 32 + lane);
+    return {static_cast<int>(thread / 32), static_cast<int>(thread % 32 / 4), static_cast<int>(thread % 4)};
   }
   // The task, once what it waits for has come.
   MKC_DEVICE const Entry& begin() const {

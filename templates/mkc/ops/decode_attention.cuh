@@ -31,7 +31,7 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
   template <class Page, class Where>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
     constexpr int kLanes = D / 8, kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
-    const int column = talk.thread() % kLanes * 4, first_row = talk.thread() / kLanes;
+    const uint32 thread = talk.thread(), column = thread % kLanes * 4, first_row = thread / kLanes;
     const uint32 bits = use_bits(talk.use);
     Pair cos[2], sin[2], gains[kPasses][2];
     MKC_UNROLL
@@ -43,18 +43,23 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
       for (int pass = 0; pass < kPasses && Norm; ++pass)
         gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? 10 : 11]) + at);
     }
+    const uint64* from[kPasses];  // both halves are found, and laid down, from the first
+    uint32 to[kPasses];
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const uint32 row = pass * kRows + first_row;
+      from[pass] = (row < kGroup ? Q(p[4]).data + where.sequence * (kApart<Q> / 4) + (where.head() * kGroup + row) * (D / 4)
+                                 : (row == kGroup ? K(p[5]).data : V(p[6]).data) + where.sequence * (kApart<K> / 4) + where.head() * (D / 4)) +
+                   column / 4;
+      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
+    }
     talk.let_others_finish();
     uint64 words[kPasses][2];
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
-      for (int i = 0; i < 2 * kPasses; ++i) {
-        const int row = i / 2 * kRows + first_row;
-        const int head = where.head();
-        const uint64* const from = row < kGroup ? Q(p[4]).data + where.sequence * (kApart<Q> / 4) + (head * kGroup + row) * (D / 4)
-                                                : (row == kGroup ? K(p[5]).data : V(p[6]).data) + where.sequence * (kApart<K> / 4) + head * (D / 4);
-        words[i / 2][i % 2] = row < kGroup + 2 ? load_word(from + (i % 2 * (D / 2) + column) / 4) : bits | static_cast<uint64>(bits) << 32;
-      }
+      for (int i = 0; i < 2 * kPasses; ++i)
+        words[i / 2][i % 2] = i / 2 * kRows + first_row < kGroup + 2 ? load_word(from[i / 2] + i % 2 * (D / 8)) : bits | static_cast<uint64>(bits) << 32;
       MKC_UNROLL
       for (int i = 0; i < 2 * kPasses; ++i) all &= is_of(words[i / 2][i % 2], bits);
       return all;
@@ -62,7 +67,7 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
     __syncwarp();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = pass * kRows + first_row;
+      const uint32 row = pass * kRows + first_row;
       Four x[2] = {four(values(words[pass][0])), four(values(words[pass][1]))};
       MKC_UNROLL
       for (int i = 0; i < 8; ++i) x[i / 4].at[i % 4] *= kUnscaled;
@@ -71,11 +76,11 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
       if (row >= kGroup + 2) continue;
       MKC_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int at = half * (D / 2) + column;
         const Pair made = four(x[half]);
-        store_shared(talk.input + (row < kGroup ? row : row - kGroup + kNewKey) * kPitch + at * 2, made);
+        const uint32 at = to[pass] + half * (row < kGroup ? place_of_pair(D / 2) : D);
+        store_shared(at, made.x), store_shared(at + (row < kGroup ? 16 : 4), made.y);
         if (row >= kGroup && where.owns_new())
-          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + at) = made;
+          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + half * (D / 2) + column) = made;
       }
     }
   }
