@@ -82,18 +82,19 @@ struct Ring {
 template <class Page>
 struct Loader {
   const Launch& l;
-  const uint32 base, me, id;
-  uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, asked = 0, next;
+  const uint32 base, me, queue;  // where the worker's tasks begin
+  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4 };  // parities that barriers are awaited at; the first lap is over
+  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, next;              // slot: of the ring, the next to issue
 
   MKC_DEVICE Loader(const Launch& launch, uint32 memory, uint32 worker, int loader)
-      : l(launch), base(memory), me(loader), id(worker), next(cycles() + l.pace / kLoadWarps * loader) {}
-  MKC_DEVICE void run() {
-    const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
+      : l(launch), base(memory), me(loader), queue(launch.bounds[worker]), next(cycles() + l.pace / kLoadWarps * loader) {}
+  MKC_DEVICE void run(uint32 id) {
+    const uint32 tasks = l.bounds[id + 1] - queue, begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
     if (begin == end) return;
     Stream following = l.streams[begin];
     ask(following);
     bool open = true;
-    for (uint32 step = 0, first = 0; open && step < l.steps[0]; ++step, first += l.bounds[id + 1] - l.bounds[id])
+    for (uint32 step = 0, first = 0; open && step < l.steps[0]; ++step, first += tasks)
       for (uint32 i = begin; open && i < end; ++i) {
         const Stream stream = following;
         following = l.streams[i + 1 < end ? i + 1 : begin];
@@ -101,8 +102,9 @@ struct Loader {
         open = stream.slots ? weights(stream) : keys(stream, first + stream.place);
         if (!stream.slots) ask(following);
       }
-    while (behind != slot || behind_parity == parity) follow();  // shared memory must outlive every copy into it
-    if (asked) answer();
+    MKC_NO_UNROLL
+    for (uint32 distance = window(); distance > 0; --distance) follow(distance);  // shared memory must outlive every copy into it
+    answer();
   }
 
   // ---- what bodies ask for
@@ -110,8 +112,8 @@ struct Loader {
   // The next slot: so many bytes, a multiple of 32, from there. False when nobody will read it.
   MKC_DEVICE bool issue(const void* from, uint32 bytes) {
     const uint32 full = base + Block<Page>::kFull + 8 * slot, empty = full + 8 * Page::kRingSlots, share = bytes / kLoadWarps;
-    if (!comes([&] { return barrier_passed(empty, parity); })) return false;
-    if (issued >= l.window) follow();
+    if (!comes([&] { return barrier_passed(empty, phases & kEmptyOdd); })) return false;
+    follow(window());
     keep_pace(bytes);
     if (share) {
       barrier_expect(full, share);
@@ -119,8 +121,7 @@ struct Loader {
     } else {
       barrier_arrive(full);
     }
-    ++issued;
-    if (++slot == Page::kRingSlots) slot = 0, parity ^= 1;
+    if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
     return true;
   }
 
@@ -146,10 +147,10 @@ struct Loader {
   // Where a task's keys lie is brought while the slots before them are issued.
   MKC_DEVICE void ask(const Stream& of) {
     if (of.slots) return;
-    copy_entry(place(), l.entries + l.bounds[id] + of.place, answered(), 0);
-    ++asked;
+    copy_entry(place(), l.entries + queue + of.place, answered(), 0);
+    phases ^= kAnswerOdd;
   }
-  MKC_DEVICE void answer() const { barrier_wait(answered(), (asked - 1) & 1); }
+  MKC_DEVICE void answer() const { barrier_wait(answered(), phases / kAnswerOdd & 1); }  // to the last question, or to none
   MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * sizeof(Entry); }
   MKC_DEVICE uint32 answered() const { return base + Block<Page>::kAnswered + 8 * me; }
 
@@ -163,9 +164,12 @@ struct Loader {
       if (load_acquire_shared(base + Block<Page>::kClosed)) return ready();
     return true;
   }
-  MKC_DEVICE void follow() {  // a slot on its way has come
-    barrier_wait(base + Block<Page>::kFull + 8 * behind, behind_parity);
-    if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
+  MKC_DEVICE uint32 window() const { return l.window < Page::kRingSlots ? l.window : Page::kRingSlots; }
+  // What was issued so many slots before the next, if there was any, has come.
+  MKC_DEVICE void follow(uint32 distance) const {
+    const bool before = slot < distance;  // in the lap before
+    if (before && !(phases & kLapped)) return;
+    barrier_wait(base + Block<Page>::kFull + 8 * (slot - distance + (before ? Page::kRingSlots : 0)), (phases + 1 + before) & 1);
   }
   MKC_DEVICE void keep_pace(uint32 bytes) {
     if (!l.pace) return;
@@ -178,7 +182,7 @@ struct Loader {
 
 template <class Page>
 MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
-  Loader<Page>(l, base, id, loader).run();
+  Loader<Page>(l, base, id, loader).run(id);
 }
 
 }  // namespace mkc
