@@ -44,7 +44,7 @@ ENTRY = np.dtype(
         *((name, "<u4") for name in "hops early index padding".split()),
     ]
 )
-STREAM = np.dtype([("offset", "<u8"), *((name, "<u4") for name in "slots body place early".split())])
+STREAM = np.dtype([*((name, "<u4") for name in "first slots place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
 LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
 REPORT = np.dtype(
     [
@@ -66,7 +66,7 @@ LAUNCH = np.dtype(
         *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
-FIXED_BYTES = 64 + 8 * (ENTRY.itemsize + 16) + 6144  # of shared memory beside the ring: control words, tasks, sums
+FIXED_BYTES = 48 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 8) + 6144  # of shared memory, as in block.cuh
 Words = NDArray[Any]
 
 
@@ -96,6 +96,7 @@ class Body:
     example: str
     streams: bool = False  # knows the streaming worker: it has a part for the warps that talk
     computes: bool = False  # and one for those that compute
+    caches: bool = False  # and one for loaders, who bring rows of a cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ class Streamed:
     passages: tuple[tuple[int, int, int, int, int], ...]  # of each task: the first tile, how many; fragments, chunk and group of a pack
     input_bytes: int  # of shared memory
     polls: tuple[tuple[TileMap, tuple[int, ...]], ...]
+    position: TileMap | None = None  # how many rows of a cache come through the ring
 
 
 @dataclass(frozen=True, slots=True)

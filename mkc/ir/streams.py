@@ -19,12 +19,13 @@ from mkc.ir.program import (
     Streams,
 )
 from mkc.ir.refusal import unsound
+from mkc.ir.span import Box
 from mkc.ir.target import Target
 
 TILE_ROWS, FRAGMENT_DEPTH = 8, 256  # of weights: rows of a tile, and a fragment of it for each of 8 compute warps
 MOST_HOPS = 1 << 12  # so that cycles to wait, some thousand a hop, stay far from 2^31
 
-Place = tuple[int, int]  # in packed memory: offset, slots
+Place = tuple[int, int]  # in packed memory, in slots: the first, how many
 
 
 def check_streams(program: Program, target: Target) -> None:
@@ -47,6 +48,7 @@ def check_streams(program: Program, target: Target) -> None:
     for part in streaming:
         _told_apart(program, part)
         _pinned(program, part)
+        _keys_come_ahead(program, part, parts)
     _packed(program, streams, streaming, places)
     _followers(program, streams, streaming)
     _records(program, streams, streaming, places)
@@ -76,7 +78,7 @@ def _told_apart(program: Program, part: Part) -> None:
     for task, (body, ranges) in enumerate(zip(part.bodies, part.tiling.ranges(), strict=True), part.tasks[0]):
         if program.tasks["ranges"][task, : len(ranges)].tolist() != [list(r) for r in ranges]:
             raise unsound(program, f"the body of task {task} was made for {ranges}", task)
-        if not body.streams or body.computes != _asked(part).computes:
+        if (body.streams, body.computes, body.caches) != (True, _asked(part).computes, _asked(part).position is not None):
             raise unsound(program, f"task {task} of {part.name} needs a body that streams", task)
 
 
@@ -107,6 +109,18 @@ def _kept_positions(program: Program, parts: list[Part]) -> None:
         stale |= kept & _written(part)
 
 
+def _keys_come_ahead(program: Program, part: Part, parts: list[Part]) -> None:
+    """Loaders read a cache before the part's tasks begin, and where each finds what it wrote itself. Nobody else writes there."""
+    if _asked(part).position is None:
+        return
+    caches = _written(part) & {m.tensor.storage for m in part.tiling.imaps}
+    others = [other for other in parts if other is not part and not caches.isdisjoint(_written(other))]
+    if others:
+        raise unsound(program, f"{others[0].name} writes where keys of {part.name} come from ahead of their task", part.tasks[0])
+    if not caches or not part.tiling.pinned:
+        raise unsound(program, f"{part.name} has keys that come through the ring, from no cache of its own", part.tasks[0])
+
+
 def _written(part: Part) -> set[Storage]:
     return {m.tensor.storage for m in part.tiling.omaps}
 
@@ -127,14 +141,16 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
             raise unsound(program, f"the pack of {part.name} is not of the tiles that its tasks multiply", part.tasks[0])
         _tiles(program, part, asked, pack)
         for task, (_, count, offset) in enumerate(pack.shares, part.tasks[0]):
-            places[task] = offset, -(-count * pack.fragments // SLOT_FRAGMENTS)
-    taken = sorted((offset, offset + slots * SLOT_BYTES, task) for task, (offset, slots) in places.items())
-    for offset, end, task in taken:
-        if offset < 0 or offset % 16 or end > streams.nbytes:
-            raise unsound(program, f"the weights of task {task} are at {offset} to {end} of {streams.nbytes} bytes", task)
+            places[task] = offset // SLOT_BYTES, -(-count * pack.fragments // SLOT_FRAGMENTS)
+            if offset % SLOT_BYTES or offset < 0:
+                raise unsound(program, f"the weights of task {task} are at {offset}, within a slot", task)
+    taken = sorted((first, first + slots, task) for task, (first, slots) in places.items())
+    for first, end, task in taken:
+        if end * SLOT_BYTES > streams.nbytes:
+            raise unsound(program, f"the weights of task {task} are in slots {first} to {end} of {streams.nbytes} bytes", task)
     for (_, end, one), (start, _, other) in pairwise(taken):
         if start < end:
-            raise unsound(program, f"the weights of tasks {one} and {other} share byte {start} of packed memory", one, other)
+            raise unsound(program, f"the weights of tasks {one} and {other} share slot {start} of packed memory", one, other)
 
 
 def _tiles(program: Program, part: Part, asked: Streamed, pack: Pack) -> None:
@@ -180,16 +196,27 @@ def _computing(program: Program, streaming: list[Part]) -> np.ndarray:
     return computes
 
 
+def _positions(streaming: list[Part]) -> dict[int, tuple[Storage, int, Box]]:
+    """Of each task for which rows of a cache come through the ring: where the integer stands that says how many."""
+    return {
+        task: (at.tensor.storage, at.tensor.layout.offset, at.at(ranges))
+        for part in streaming
+        if (at := _asked(part).position)
+        for task, ranges in enumerate(part.tiling.ranges(), part.tasks[0])
+    }
+
+
 def _records(program: Program, streams: Streams, streaming: list[Part], places: dict[int, Place]) -> None:
     """Each worker's records are its computing tasks, in the order of its queue, with their weights."""
-    computes = _computing(program, streaming)
+    computes, positions = _computing(program, streaming), _positions(streaming)
     bounds = streams.bounds.astype(np.int64)
     if len(bounds) != program.num_workers + 1 or bounds[0] or bounds[-1] != len(streams.records) or (np.diff(bounds) < 0).any():
         raise UnsoundPlan(f"records of {program.num_workers} workers are bounded by {bounds.tolist()}")
     for worker, ((begin, end), (lo, hi)) in enumerate(zip(pairwise(program.bounds.tolist()), pairwise(bounds.tolist()), strict=True)):
         queue = program.queue[begin:end].tolist()
+        first = {positions[task]: task for task in reversed(queue) if task in positions}  # to read each position in a step
         wanted = [
-            (*places.get(task, (0, 0)), int(program.tasks["body"][task]), place, int(streams.early[begin + place]))
+            (*places.get(task, (0, 0)), place, int(program.tasks["body"][task]), int(streams.early[begin + place]), int(task in first.values()))
             for place, task in enumerate(queue)
             if computes[task]
         ]
@@ -197,6 +224,6 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
         if found != wanted:
             at = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
             has, needs = (str(r[at]) if at < len(r) else "none" for r in (found, wanted))
-            tasks = [queue[wanted[at][3]]] if at < len(wanted) else []
-            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: offset, slots, body, place, early"
+            tasks = [queue[wanted[at][2]]] if at < len(wanted) else []
+            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: first slot, slots, place, body, early, awaits"
             raise unsound(program, sentence, *tasks)

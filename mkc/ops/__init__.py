@@ -52,7 +52,8 @@ class Streaming:
     `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
     the first, how many, their depth in fragments, and in which order (see `Pack`). One that only talks never `computes`.
     `surely` gives the published inputs that the task at a grid point waits for whatever the data are. `body` is the header
-    and the struct of nodes whose body is not the operator's own.
+    and the struct of nodes whose body is not the operator's own. Where `position` is the place of an input, rows of the
+    tensors that are read and written come through the ring, as many as that integer says; no other node may write those.
     """
 
     arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
@@ -62,6 +63,7 @@ class Streaming:
     computes: bool = True
     surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
     body: Callable[[Node], tuple[str, str] | None] = _own_body
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

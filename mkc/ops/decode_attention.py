@@ -145,7 +145,7 @@ def input_bytes(node: Node) -> int:
     """Of shared memory: rows of q, k and v, what each of 8 warps found (sums, the highest score, the total), a weight."""
     (heads, depth), kv_heads = node.inputs[0].shape[-2:], node.inputs[1].shape[-2]
     group = heads // kv_heads // _shares(node)
-    return 10 * (2 * depth + 16) + group * (8 * (4 * depth + 8) + 16)
+    return 10 * (128 * -(-depth // 64) + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
@@ -153,5 +153,5 @@ def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileM
     return tiling.imaps if ranges[-1] == (0, 1) else ()
 
 
-STREAMING = Streaming(arguments, input_bytes, surely=surely)
+STREAMING = Streaming(arguments, input_bytes, surely=surely, position=POSITION)
 OP = Op("decode_attention", "DecodeAttention", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -118,19 +118,20 @@ class _Words:
         views = [m.tensor.cpp for m in _maps(node, tiling)]
         if op.streaming is None:
             return [self._body(node, (node.op, op.struct), [*op.arguments(node), *views])] * len(tasks)
-        arguments, computes = [op.streaming.arguments(node, task.ranges) for task in tasks], op.streaming.computes
+        arguments = [op.streaming.arguments(node, task.ranges) for task in tasks]
         kind = op.streaming.body(node) or (node.op, op.struct)
-        return [self._body(node, kind, [*mine, *views], True, computes) for mine in arguments]
+        parts = (True, op.streaming.computes, op.streaming.position is not None)
+        return [self._body(node, kind, [*mine, *views], parts) for mine in arguments]
 
     def _body(
-        self, node: Node, kind: tuple[str, str], arguments: Sequence[str], streams: bool = False, computes: bool = False
+        self, node: Node, kind: tuple[str, str], arguments: Sequence[str], parts: tuple[bool, ...] = ()
     ) -> Body:
-        """`kind` is a header and a struct in it."""
+        """`kind` is a header and a struct in it; `parts` are those for streaming workers."""
         header, struct = kind
         name = f"ops::{struct}<{', '.join(arguments)}>"
         if name not in self.bodies:
             self.numbered[name] = len(self.bodies)
-            self.bodies[name] = Body(header, name, node.name, streams, computes)
+            self.bodies[name] = Body(header, name, node.name, *parts)
         return self.bodies[name]
 
     def _operands(self, maps: Sequence[TileMap], section: int) -> int:
@@ -185,6 +186,7 @@ def _streamed(node: Node, tiling: Tiling) -> Streamed | None:
         tuple(op.passage(node, ranges) for ranges in tiling.ranges()),
         op.input_bytes(node),
         tuple((tile_map, tuple(tasks)) for tile_map, tasks in polls.items()),
+        None if op.position is None else tiling.imaps[op.position],
     )
 
 

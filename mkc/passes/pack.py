@@ -5,11 +5,13 @@ import numpy as np
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Node, Storage
 from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, SLOT_FRAGMENTS, STREAM, Pack, Streams
+from mkc.ir.span import Box
 from mkc.ir.target import Target
 from mkc.ir.tasks import Schedule, Tasks
 from mkc.ops import registry
 
 STATIC_BYTES = 18 << 10  # that portable bodies may take
+Place = tuple[Storage, int, Box]
 LEAST_SLOTS = 2  # one that is read, and one on its way
 
 
@@ -27,6 +29,7 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     bounds, hops, early = [0], [], []
     for queue in schedule.queues:
         last, follows = None, False  # the node that this worker last streamed, and whether that was just now
+        known = set[Place]()  # positions that it has read in this step
         nodes = tasks.graph.nodes
         for place, t in enumerate(queue):
             node = tasks.tasks[t].node
@@ -35,7 +38,11 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
             op = streaming[node]
             follows = op is not None and op.computes
             if follows:
-                records.append((*offsets.get(t, (0, 0)), int(bodies[t]), place, early[-1]))
+                position = _position(tasks, t)
+                awaits = position is not None and position not in known
+                known |= {position} if position else set()
+                offset, slots = offsets.get(t, (0, 0))
+                records.append((offset // SLOT_BYTES, slots, place, int(bodies[t]), early[-1], awaits))
                 last = node
         bounds.append(len(records))
     input_bytes, slots = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
@@ -53,6 +60,16 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         shared_bytes=slots * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
         paced=schedule.target.bulk_copies,
     )
+
+
+def _position(tasks: Tasks, task: int) -> Place | None:
+    """Where the integer stands that says how many rows of a cache come through the ring for this task."""
+    node, ranges = tasks.tasks[task].node, tasks.tasks[task].ranges
+    op = registry()[tasks.graph.nodes[node].op].streaming
+    if op is None or op.position is None:
+        return None
+    tile_map = tasks.tilings[node].imaps[op.position]
+    return tile_map.tensor.storage, tile_map.tensor.layout.offset, tile_map.at(ranges)
 
 
 def ring_slots(graph: Graph, target: Target) -> int:

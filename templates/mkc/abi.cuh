@@ -68,12 +68,14 @@ struct Entry {  // a task as a streaming worker meets it, its addresses resolved
   uint32 padding;
 };
 
-struct Stream {  // the weights of one task, packed in the order in which they are multiplied
-  uint64 offset;  // into Launch::packed, bytes
-  uint32 slots;   // of the ring that it fills
-  uint32 body;
+struct alignas(16) Stream {  // the weights of one task, packed in the order in which they are multiplied; without slots, its keys and values
+  uint32 first;  // slot of Launch::packed
+  uint32 slots;  // of the ring that it fills
   uint32 place;  // of the task in its worker's queue
-  uint32 early;
+  uint32 words;  // from the lowest bit: body, 16 bits; early, 8; awaits, 8
+  MKC_DEVICE uint32 body() const { return words & 0xFFFFu; }
+  MKC_DEVICE uint32 early() const { return words >> 16 & 0xFFu; }
+  MKC_DEVICE uint32 awaits() const { return words >> 24; }  // a position that no earlier record of a step reads: loaders wait for it
 };
 
 struct Launch {

@@ -13,8 +13,8 @@ constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that
 constexpr int kLine = 16;  // words of a line of memory
 constexpr int kMaxTiles = 24;  // whose sums fit in shared memory at once
 constexpr int kSumsBytes = kComputeWarps * kMaxTiles * 32;
-constexpr uint32 kUnknown = 0xFFFFFFFFu;
 constexpr int kEntries = 8;  // tasks held in shared memory: this one and those to come
+constexpr int kMostLoadWarps = 2, kPositions = 16;  // that there is room for: entries of loaders, positions of a step
 
 // Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
 enum Meeting : int {
@@ -31,9 +31,13 @@ template <class Page>
 struct Block {
   static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
   static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
-  static constexpr int kGo = kControl + 32, kLast = kControl + 36, kPosition = kControl + 48;
-  static constexpr int kBrought = kControl + 64, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
-  static constexpr int kTasks = kDone + 8 * kEntries, kSums = kTasks + kEntries * int(sizeof(Entry));
+  static constexpr int kGo = kControl + 32, kClosed = kControl + 36;  // whether there is another step, and whether there is none
+  static constexpr int kReached = kControl + 40;                      // the last task that kept a position: its number, plus one
+  static constexpr int kKept = kControl + 48;                         // positions, each with its address
+  static constexpr int kBrought = kKept + 16 * kPositions, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
+  static constexpr int kTasks = kDone + 8 * kEntries, kAsked = kTasks + kEntries * int(sizeof(Entry));
+  static constexpr int kAnswered = kAsked + kMostLoadWarps * int(sizeof(Entry));  // barriers of the loaders' entries
+  static constexpr int kSums = kAnswered + 8 * kMostLoadWarps;
   static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
 };
 

@@ -34,6 +34,7 @@ struct alignas(16) Source {
 // A compute lane's place in the ring. What it reads it has copied itself, so it waits for nobody's copies but its own.
 template <class Page>
 struct Ring {
+  static constexpr bool kHasKeys = false;  // attention reads them from memory
   const Launch& l;
   const uint32 base, id;
   uint32 address;  // of what to read next
@@ -78,7 +79,7 @@ struct Ring {
     MKC_NO_UNROLL
     for (uint32 tried = begin; source.left == 0 && tried < end && source.step < l.steps[0]; ++tried) {
       const Stream& stream = l.streams[source.at];
-      source.slot = static_cast<uint32>(stream.offset / kSlotBytes), source.left = stream.slots;
+      source.slot = stream.first, source.left = stream.slots;
       if (++source.at == end) source.at = begin, ++source.step;
     }
   }

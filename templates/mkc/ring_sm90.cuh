@@ -1,8 +1,8 @@
-// The ring of weights on Hopper and later GPUs: warps of their own fill it with bulk copies, far ahead of those who multiply.
+// The ring on Hopper and later GPUs: warps of their own fill it with weights, keys and values, far ahead of those who multiply.
 #pragma once
 
 #include <mkc/arch/sm90.cuh>
-#include <mkc/block.cuh>
+#include <mkc/positions.cuh>
 
 namespace mkc {
 
@@ -10,6 +10,7 @@ constexpr int kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at
 constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
 constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40;
+static_assert(kLoadWarps <= kMostLoadWarps);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kRollingSlots = 6;  // whose weights a compute warp holds while it multiplies those of more
 constexpr int kBringers = 1;      // arrivals that say that an entry has come
@@ -23,6 +24,7 @@ MKC_DEVICE void init_ring(uint32 base) {
     barrier_init(base + Block<Page>::kFull + 8 * slot, kLoadWarps);
     barrier_init(base + Block<Page>::kEmpty + 8 * slot, kComputeWarps);
   }
+  for (int loader = 0; loader < kLoadWarps; ++loader) barrier_init(base + Block<Page>::kAnswered + 8 * loader, 1);
 }
 MKC_DEVICE void barriers_are_set() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 MKC_DEVICE void copy_entry(uint32 to, const Entry* from, uint32 barrier, int thread) {
@@ -34,6 +36,7 @@ MKC_DEVICE void copy_entry(uint32 to, const Entry* from, uint32 barrier, int thr
 // A compute warp's place in the ring.
 template <class Page>
 struct Ring {
+  static constexpr bool kHasKeys = true;  // and values
   uint32 address, full, end, parity;
   bool leader;
   MKC_DEVICE Ring(const Launch&, uint32 base, uint32, int warp, int lane)
@@ -43,60 +46,143 @@ struct Ring {
         parity(0),
         leader(lane == 0) {}
   MKC_DEVICE void fetch(Quad (&w)[4]) {
-    barrier_wait(full, parity);
+    await();
     MKC_UNROLL
     for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * 512);
+    release();
+  }
+  MKC_DEVICE void close() const {}  // loaders wait for what they have copied
+
+  // ---- slot by slot
+  MKC_DEVICE void await() const { barrier_wait(full, parity); }
+  MKC_DEVICE void release() {
     __syncwarp();
-    if (leader) barrier_arrive(full + 8 * Page::kRingSlots);
+    if (leader) barrier_arrive(empty());
+    advance();
+  }
+  // Slots that only other warps read need not be awaited. But before a warp lets go of one, all must have let go of what was
+  // there before it, or its arrival would count for theirs: the loader waits for the same.
+  MKC_DEVICE void pass(int count) {
+    MKC_NO_UNROLL
+    for (; count > 0; --count) {
+      if (leader) barrier_wait(empty(), parity ^ 1), barrier_arrive(empty());
+      advance();
+    }
+  }
+
+ private:
+  MKC_DEVICE uint32 empty() const { return full + 8 * Page::kRingSlots; }
+  MKC_DEVICE void advance() {
     address += kSlotBytes, full += 8;
     if (address == end) address -= Page::kRingSlots * kSlotBytes, full -= 8 * Page::kRingSlots, parity ^= 1;
   }
-  MKC_DEVICE void close() const {}  // loaders wait for what they have copied
+};
+
+// One of those who fill the ring, each with its share of every slot: a lane of a warp of its own.
+template <class Page>
+struct Loader {
+  const Launch& l;
+  const uint32 base, me, queue;  // where the worker's tasks begin
+  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4 };  // parities that barriers are awaited at; the first lap is over
+  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, next;              // slot: of the ring, the next to issue
+
+  MKC_DEVICE Loader(const Launch& launch, uint32 memory, uint32 worker, int loader)
+      : l(launch), base(memory), me(loader), queue(launch.bounds[worker]), next(cycles() + l.pace / kLoadWarps * loader) {}
+  MKC_DEVICE void run(uint32 id) {
+    const uint32 tasks = l.bounds[id + 1] - queue, begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
+    if (begin == end) return;
+    Stream following = l.streams[begin];
+    ask(following);
+    bool open = true;
+    for (uint32 step = 0, first = 0; open && step < l.steps[0]; ++step, first += tasks)
+      for (uint32 i = begin; open && i < end; ++i) {
+        const Stream stream = following;
+        following = l.streams[i + 1 < end ? i + 1 : begin];
+        if (stream.slots) ask(following);
+        open = stream.slots ? weights(stream) : keys(stream, first + stream.place);
+        if (!stream.slots) ask(following);
+      }
+    MKC_NO_UNROLL
+    for (uint32 distance = window(); distance > 0; --distance) follow(distance);  // shared memory must outlive every copy into it
+    answer();
+  }
+
+  // ---- what bodies ask for
+  MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
+  // The next slot: so many bytes, a multiple of 32, from there. False when nobody will read it.
+  MKC_DEVICE bool issue(const void* from, uint32 bytes) {
+    const uint32 full = base + Block<Page>::kFull + 8 * slot, empty = full + 8 * Page::kRingSlots, share = bytes / kLoadWarps;
+    if (!comes([&] { return barrier_passed(empty, phases & kEmptyOdd); })) return false;
+    follow(window());
+    keep_pace(bytes);
+    if (share) {
+      barrier_expect(full, share);
+      bulk_copy(base + slot * kSlotBytes + me * share, static_cast<const uint8*>(from) + me * share, share, full, evict_first());
+    } else {
+      barrier_arrive(full);
+    }
+    if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
+    return true;
+  }
+
+ private:
+  MKC_DEVICE bool weights(const Stream& stream) {
+    const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
+    MKC_NO_UNROLL
+    for (uint32 n = 0; n < stream.slots; ++n, from += kSlotBytes)
+      if (!issue(from, kSlotBytes)) return false;
+    return true;
+  }
+  // How many rows a cache has is known once the first task of the step that asks has got there. It has shown the position
+  // to this thread, and with it what earlier steps appended; `show_to_copies` shows that to the copies.
+  MKC_DEVICE bool keys(const Stream& stream, uint32 number) {
+    answer();
+    if (stream.awaits()) {
+      if (!comes([&] { return static_cast<int32>(load_acquire_shared(base + Block<Page>::kReached) - number) > 0; })) return false;
+      show_to_copies();
+    }
+    const Entry& entry = *static_cast<const Entry*>(__cvta_shared_to_generic(place()));
+    return Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
+  }
+  // Where a task's keys lie is brought while the slots before them are issued.
+  MKC_DEVICE void ask(const Stream& of) {
+    if (of.slots) return;
+    copy_entry(place(), l.entries + queue + of.place, answered(), 0);
+    phases ^= kAnswerOdd;
+  }
+  MKC_DEVICE void answer() const { barrier_wait(answered(), phases / kAnswerOdd & 1); }  // to the last question, or to none
+  MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * sizeof(Entry); }
+  MKC_DEVICE uint32 answered() const { return base + Block<Page>::kAnswered + 8 * me; }
+
+  // Waits for room, or for a position; false when it never comes. Both are there for good once they are there, and when
+  // the talking warps close the ring, all that compute warps read has been read, and the last position kept: what is not
+  // there at a look after that never will be. So all loaders find the same, whenever they look, and stop at the same slot.
+  // What they issue depends on positions besides, and none changes before: the task waits for a slot of all loaders.
+  template <class Ready>
+  MKC_DEVICE bool comes(Ready ready) const {
+    while (!ready())
+      if (load_acquire_shared(base + Block<Page>::kClosed)) return ready();
+    return true;
+  }
+  MKC_DEVICE uint32 window() const { return l.window < Page::kRingSlots ? l.window : Page::kRingSlots; }
+  // What was issued so many slots before the next, if there was any, has come.
+  MKC_DEVICE void follow(uint32 distance) const {
+    const bool before = slot < distance;  // in the lap before
+    if (before && !(phases & kLapped)) return;
+    barrier_wait(base + Block<Page>::kFull + 8 * (slot - distance + (before ? Page::kRingSlots : 0)), (phases + 1 + before) & 1);
+  }
+  MKC_DEVICE void keep_pace(uint32 bytes) {
+    if (!l.pace) return;
+    uint32 now;
+    while (static_cast<int32>((now = cycles()) - next) < 0) {
+    }
+    next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace * bytes / kSlotBytes;
+  }
 };
 
 template <class Page>
 MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
-  constexpr int kShare = kSlotBytes / kLoadWarps;
-  const uint32 full = base + Block<Page>::kFull, empty = base + Block<Page>::kEmpty;
-  const uint64 policy = evict_first();
-  uint32 slot = 0, parity = 1, behind = 0, behind_parity = 0, issued = 0, next = cycles() + l.pace / kLoadWarps * loader;
-  bool open = true;
-  uint32 last = kUnknown;  // slots to issue in all, once that is known: those of the steps run, and a full ring
-  const auto issue = [&](const uint8* from) {
-    while (!barrier_passed(empty + 8 * slot, parity)) {
-      if (last == kUnknown) last = load_shared_word(base + Block<Page>::kLast);
-      if (issued >= last) return false;
-    }
-    if (issued >= l.window) {
-      barrier_wait(full + 8 * behind, behind_parity);
-      if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
-    }
-    if (l.pace) {
-      uint32 now;
-      while (static_cast<int32>((now = cycles()) - next) < 0) {
-      }
-      next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace;
-    }
-    barrier_expect(full + 8 * slot, kShare);
-    bulk_copy(base + slot * kSlotBytes + loader * kShare, from + loader * kShare, kShare, full + 8 * slot, policy);
-    ++issued;
-    if (++slot == Page::kRingSlots) slot = 0, parity ^= 1;
-    return true;
-  };
-  const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
-  if (begin == end) return;
-  Stream following = l.streams[begin];
-  for (uint32 step = 0; open && step < l.steps[0]; ++step)
-    for (uint32 i = begin; open && i < end; ++i) {
-      const Stream stream = following;
-      following = l.streams[i + 1 < end ? i + 1 : begin];
-      const uint8* from = l.packed + stream.offset;
-      for (uint32 n = 0; open && n < stream.slots; ++n, from += kSlotBytes) open = issue(from);
-    }
-  while (behind != slot || behind_parity == parity) {  // shared memory must outlive every copy into it
-    barrier_wait(full + 8 * behind, behind_parity);
-    if (++behind == Page::kRingSlots) behind = 0, behind_parity ^= 1;
-  }
+  Loader<Page>(l, base, id, loader).run(id);
 }
 
 }  // namespace mkc

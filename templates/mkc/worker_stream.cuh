@@ -3,7 +3,7 @@
 #pragma once
 
 #include <mkc/arch/stream.cuh>
-#include <mkc/block.cuh>
+#include <mkc/positions.cuh>
 #include <mkc/worker.cuh>
 
 namespace mkc {
@@ -26,14 +26,6 @@ struct Fragment {  // where a thread stands among the compute warps, and in the 
   int warp, row, column;
 };
 
-// A position is read from memory once in a step: the first to read it leaves it in shared memory, with its address.
-template <class Page>
-MKC_DEVICE int64 known_position(uint32 base, const void* at) {
-  const Quad known = load_shared(base + Block<Page>::kPosition);
-  if ((static_cast<uint64>(known.y) << 32 | known.x) == reinterpret_cast<uint64>(at)) return static_cast<int64>(known.w) << 32 | known.z;
-  return *static_cast<const volatile int64*>(at);
-}
-
 // What a body's compute part knows: where it stands among the compute warps, the ring, and shared memory.
 template <class Page>
 struct Compute {
@@ -48,10 +40,11 @@ struct Compute {
         sums(opaque(base + Block<Page>::kSums)),
         warp(warp),
         lane(lane) {}
+  MKC_DEVICE uint32 slot() const { return ring.address - (warp * kWarpBytes + lane * 16); }  // of the ring, from its first byte
   // Opaque, or the compiler would compute the addresses of all bodies before the first, and run out of registers.
   MKC_DEVICE Fragment place() const {
-    const int thread = static_cast<int>(opaque(warp * 32 + lane));
-    return {thread / 32, thread % 32 / 4, thread % 4};
+    const uint32 thread = opaque(warp * 32 + lane);
+    return {static_cast<int>(thread / 32), static_cast<int>(thread % 32 / 4), static_cast<int>(thread % 4)};
   }
   // The task, once what it waits for has come.
   MKC_DEVICE const Entry& begin() const {
@@ -89,10 +82,8 @@ struct Talk {
     if (!early) arrive(kTaskBegins, kBothThreads);
   }
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
-  MKC_DEVICE void keep_position(const void* at, int64 value) const {
-    const uint64 place = reinterpret_cast<uint64>(at);
-    const Quad known{static_cast<uint32>(place), static_cast<uint32>(place >> 32), static_cast<uint32>(value), static_cast<uint32>(value >> 32)};
-    if (lane() == 0) store_shared(base + Block<Page>::kPosition, known);
+  MKC_DEVICE void keep_position(const void* at, int64 value) const {  // and tell the loaders
+    if (lane() == 0) mkc::keep_position<Page>(base, at, value), store_release_shared(base + Block<Page>::kReached, number + 1);
   }
   MKC_DEVICE void input_is_ready() {
     dawdle(1);
@@ -164,7 +155,7 @@ struct Talk {
   }
 };
 
-// Brings tasks, up to kEntries ahead. Two tasks early it asks for what a task will read from memory.
+// Brings tasks, up to kEntries ahead. Two tasks early it asks for what a task will read from memory itself.
 template <class Page>
 struct Herald {
   const Launch& l;
@@ -208,7 +199,7 @@ struct Herald {
     bool done = true;
     if (thread() == 0)
       while (!(done = barrier_passed(tasks.done(number), Tasks<Page>::parity(number))))
-        if (load_shared_word(tasks.base + Block<Page>::kLast) != kUnknown) break;
+        if (load_acquire_shared(tasks.base + Block<Page>::kClosed)) break;
     return __shfl_sync(0xFFFFFFFFu, done, 0);
   }
 };
@@ -232,8 +223,8 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
-      c.number = first + stream.place, c.early = stream.early;
-      Page::compute(stream.body, c);
+      c.number = first + stream.place, c.early = stream.early();
+      Page::compute(stream.body(), c);
     }
   }
   c.ring.close();
@@ -288,14 +279,12 @@ struct Talker {
   MKC_DEVICE void steps() {
     const Launch& l = worker.l;
     const uint32 id = worker.id, used = *l.uses;
-    uint32 slots = 0;  // of the ring, in a step
-    for (uint32 i = l.stream_bounds[id]; i < l.stream_bounds[id + 1]; ++i) slots += l.streams[i].slots;
     for (worker.step = 0;; ++worker.step) {
       const bool go = broadcast(lane() == 0 && !talk.aborted && worker.permitted());
+      if (lane() < kPositions) forget_position<Page>(talk.base, lane());
       if (lane() == 0) {
-        store_shared(talk.base + Block<Page>::kPosition, Quad{});
         store_shared(talk.base + Block<Page>::kGo, static_cast<uint32>(go));
-        if (!go) store_shared(talk.base + Block<Page>::kLast, worker.step * slots + Page::kRingSlots);
+        if (!go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
       }
       meet(kStepBegins, kBothThreads);
       if (!go) break;
@@ -326,7 +315,7 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
       barrier_init(base + Block<Page>::kBrought + 8 * entry, kBringers);
       barrier_init(base + Block<Page>::kDone + 8 * entry, kTalkWarps);
     }
-    store_shared(base + Block<Page>::kLast, kUnknown);
+    store_shared(base + Block<Page>::kClosed, 0u), store_shared(base + Block<Page>::kReached, 0u);
     barriers_are_set();
   }
   __syncthreads();

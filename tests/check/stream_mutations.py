@@ -9,7 +9,7 @@ import numpy as np
 from check.mutations import _edit, _moved, _queues, _with_queues
 
 from mkc.ir.graph import Kind
-from mkc.ir.program import Program, Streams, Words
+from mkc.ir.program import SLOT_BYTES, Program, Streams, Words
 
 Mutation = Callable[[Program, Random], Program | None]
 
@@ -33,10 +33,10 @@ def _record(program: Program, rng: Random, field: str, change: Callable[[int], i
 
 
 def shift_weights(program: Program, rng: Random) -> Program | None:
-    """The loaders of a task bring its neighbour's weights, or half a slot of each."""
+    """The loaders of a task bring its neighbour's weights."""
     weighty = np.flatnonzero(_streams(program).records["slots"])
     records = _streams(program).records.copy()
-    records["offset"][rng.choice(weighty.tolist())] += rng.choice((16, 2048, 16384))
+    records["first"][rng.choice(weighty.tolist())] += rng.choice((1, 2, 16384))
     return _with(program, records=records)
 
 
@@ -108,7 +108,7 @@ def overlap_packs(program: Program, rng: Random) -> Program | None:
         replace(pack, shares=tuple((*s[:2], onto[2]) if s == moved else s for s in pack.shares)) for pack in streams.packs
     )
     records = streams.records.copy()
-    records["offset"][(records["offset"] == moved[2]) & (records["slots"] > 0)] = onto[2]
+    records["first"][(records["first"] == moved[2] // SLOT_BYTES) & (records["slots"] > 0)] = onto[2] // SLOT_BYTES
     return _with(program, packs=packs, records=records)
 
 

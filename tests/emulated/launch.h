@@ -10,7 +10,7 @@ static void begin() {
 
 static void make_fibers(int shared_bytes, unsigned char* stacks, size_t stack) {
   blocks = std::vector<Block>(launched->num_workers);
-  for (Block& b : blocks) b.shared.assign(shared_bytes, 0xCD);
+  for (Block& b : blocks) b.shared.assign(shared_bytes, 0xFF);
   fibers = std::vector<Fiber>(launched->num_workers * kBlock);
   for (size_t i = 0; i < fibers.size(); ++i) {
     Fiber& f = fibers[i];

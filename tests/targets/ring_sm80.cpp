@@ -22,8 +22,7 @@ struct alignas(16) Quad {
   uint32 x, y, z, w;
 };
 struct Stream {
-  uint64 offset;
-  uint32 slots, body, place, early;
+  uint32 first, slots, place, marks;
 };
 struct Launch {
   const Stream* streams;
@@ -81,12 +80,12 @@ bool holds(unsigned seed) {
   using namespace mkc;
   srand(seed);
   const uint32 tasks = rand() % 8, before = rand() % 3, steps = rand() % 5, run = steps ? 1 + rand() % steps : 0, warp = rand() % 8;
-  std::vector<Stream> streams(before, Stream{0, 9, 0, 0, 0});
+  std::vector<Stream> streams(before, Stream{0, 9, 0, 0});
   std::vector<uint32> order;
   uint32 slot = 3;
   for (uint32 i = 0; i < tasks; ++i) {
     const uint32 count = rand() % 3 ? rand() % 6 : 0;
-    streams.push_back({static_cast<uint64>(slot) * kSlotBytes, count, 0, 0, 0});
+    streams.push_back({slot, count, 0, 0});
     for (uint32 n = 0; n < count; ++n) order.push_back(slot++);
     slot += rand() % 3;
   }

@@ -34,6 +34,8 @@ MKC_DEVICE void bulk_copy(uint32 to, const void* from, int bytes, uint32 barrier
                "r"(barrier)
                : "memory");
 }
+// Between what this thread has written to memory, or knows to be written, and bulk copies of it.
+MKC_DEVICE void show_to_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- registers, of all threads of a warp group
 template <int Count>

@@ -38,6 +38,12 @@ MKC_DEVICE uint32 load_shared_word(uint32 a) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(a) : "memory");
   return v;
 }
+MKC_DEVICE uint32 load_acquire_shared(uint32 a) {  // pairs with `store_release_shared`
+  uint32 v;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(v) : "r"(a) : "memory");
+  return v;
+}
+MKC_DEVICE void store_release_shared(uint32 a, uint32 v) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(a), "r"(v) : "memory"); }
 MKC_DEVICE void store_shared(uint32 a, Quad v) {
   asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(a), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
