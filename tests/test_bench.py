@@ -151,7 +151,8 @@ def test_a_baseline_that_fails_or_comes_too_late_is_said_to_be_missing(monkeypat
 
 @pytest.mark.parametrize("name", [n for n in models.CONFIGURATIONS if n != "tiny"])
 def test_configurations_have_the_parameters_of_their_models(name: str) -> None:
-    millions = {"qwen3-0.6b": 596, "qwen3-1.7b": 1721, "qwen3-8b": 8191, "llama-3.2-1b": 1236, "smollm2-135m": 135}
+    millions = {"qwen3-0.6b": 596, "qwen3-1.7b": 1721, "qwen3-8b": 8191, "llama-3.2-1b": 1236, "smollm2-135m": 135,
+                "gemma-3-1b": 1000, "qwen2.5-1.5b": 1544}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "refuse_beyond_memory", lambda *_: None)
         hollow = models.make(name, "meta", "bfloat16")
