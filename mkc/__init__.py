@@ -19,6 +19,7 @@ from mkc.errors import (
     UnsupportedError,
 )
 from mkc.explain import explain
+from mkc.ir.choices import Choices
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "BuildError",
     "CausalLM",
+    "Choices",
     "InputError",
     "MagnitudeError",
     "MegakernelHang",

@@ -15,7 +15,8 @@ def compile(model: Any = None, example_inputs: Any = None, /, **given: Any) -> A
     `model` is an `nn.Module` (or its class, as a decorator) or a function of tensors. With `example_inputs` (a tensor or
     a tuple) it is compiled now, for those shapes; without, at the first call and for each new set of shapes.
     Options: `target` ("cpu", "cuda" or a Target), `workers`, `policy` ("static", "dynamic"), `fallback` ("torch": run
-    what no operator claims in PyTorch; "error": refuse). Raises OptionError, ModelError, InputError, UnsupportedError,
+    what no operator claims in PyTorch; "error": refuse), `choices` (an `mkc.Choices`; by default what `mkc bench --tune` has
+    kept). Raises OptionError, ModelError, InputError, UnsupportedError,
     TargetError.
     """
     if model is None:

@@ -30,8 +30,9 @@ DEBUG = Variable("MKC_DEBUG", "0", "1 builds host kernels hardly optimised, with
 CHECK = Variable("MKC_CHECK", "1", "0 runs plans that nobody has proved free of races, hangs and stray accesses.")
 DELAY = Variable("MKC_DELAY", "0", "1 builds kernels that lose time at random around waits and signals: a test of the plan's order.")
 POISON = Variable("MKC_POISON", "0", "1 fills what a kernel has yet to write with NaN before each launch, so that reading it shows.")
+TUNED = Variable("MKC_TUNED", "1", "0 plans and runs as if `mkc bench --tune` had never measured anything on this machine.")
 
-VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK, DELAY, POISON)
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK, DELAY, POISON, TUNED)
 
 
 def target_name() -> str | None:
@@ -80,6 +81,11 @@ def delays() -> bool:
 
 def poison() -> bool:
     return _is_on(POISON)
+
+
+def tuned() -> bool:
+    """Whether what was measured on this machine counts."""
+    return _is_on(TUNED)
 
 
 def _is_on(variable: Variable) -> bool:

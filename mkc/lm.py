@@ -15,8 +15,10 @@ from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refu
 from mkc.frontend.executable import Executable
 from mkc.frontend.loading import load, outline
 from mkc.frontend.module import options, target_for
+from mkc.ir.graph import Graph
 from mkc.ir.program import Words
 from mkc.ir.target import Target
+from mkc.targets.kept import settled
 from mkc.targets.kernel import Kernel
 
 MOST_TOGETHER = 16  # sequences in a step
@@ -52,8 +54,9 @@ class CausalLM:
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length, self.chunk, batch)
-        self._chosen = chosen, target_for(chosen, model.device)
+        target = target_for(chosen, model.device)
         self._sections = raise_sections(model, self.state, self.stops, self.chunk)
+        self._chosen = chosen, settled(self.graphs, target, chosen.policy)
         self._decoder.build()
 
     @staticmethod
@@ -81,6 +84,26 @@ class CausalLM:
     def compilation(self) -> Compilation:
         """Every stage of the kernel that decodes, which reads prompts as well for one sequence, unless it streams its weights."""
         return self._decoder.compilation
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """What is computed, before any plan: reading a prompt, and a step of decoding."""
+        return tuple(section.graph for section in self._sections)
+
+    @property
+    def target(self) -> Target:
+        """What it was planned for."""
+        return self._chosen[1]
+
+    def replan(self, target: Target) -> None:
+        """Plan and build again, as with other choices. Nothing is traced again, and kernels of before are let go first.
+
+        Raises PlanError, BuildError, TargetError; a later call may succeed.
+        """
+        self._chosen = self._chosen[0], target
+        for made in ("_decoder", "_reader", "_scoring"):
+            self.__dict__.pop(made, None)
+        self._decoder.build()
 
     @property
     def launches(self) -> int:
@@ -198,7 +221,11 @@ class CausalLM:
 
     @cached_property
     def _scoring(self) -> Executable:
-        return self._planned([raise_logits(self.model, self.state)])
+        return self._planned([self._logits])
+
+    @cached_property
+    def _logits(self) -> Raised:
+        return raise_logits(self.model, self.state)
 
     def _planned(self, sections: Sequence[Raised], streams: bool = True) -> Executable:
         options, target = self._chosen

@@ -14,15 +14,20 @@ from typer.testing import CliRunner, Result
 
 import mkc
 from mkc import cache, cli, compiler
-from mkc.bench.tune import search
+from mkc.bench.search import pacing, planning, search
 from mkc.compiler import Compilation
+from mkc.errors import PlanError
+from mkc.frontend.module import options, target_for
+from mkc.ir.choices import UNCHOSEN, Choices
+from mkc.ir.cost import Costs
 from mkc.numerics import in_float64, largest, teacher_forced, widened
 from mkc.passes.link import link
-from mkc.targets import cuda, tuning
+from mkc.targets import cpu, cuda, kept, tuning
 from mkc.targets.kernel import Tuning
 
 pytest.importorskip("transformers")
-from mkc.bench import baselines, models, planning, run
+from mkc.bench import baselines, fit, grading, models, run, tune
+from mkc.bench import planning as passes
 from mkc.bench.lean import Lean
 
 TINY = ("bench", "--model", "tiny", "--target", "cpu", "--workers", 1, "--steps", 4, "--repeats", 2)
@@ -55,9 +60,11 @@ def test_everything_measured_stands_in_the_table_and_in_the_json(tmp_path: Path)
     found = json.loads(file.read_text())
     assert set(found) == {
         "schema", "passed", "model", "machine", "versions", "commit", "command", "steps", "repeats", "compile_s", "plan",
-        "tuning", "contexts",
+        "tuning", "choices", "tuned", "contexts",
     }  # fmt: skip
     assert found["passed"]
+    assert found["tuned"] is None
+    assert found["choices"]["grain"] == 1
     assert found["model"]["shapes"]["hidden_size"] == 64
     assert [context["context"] for context in found["contexts"]] == [20, 40]
     for context in found["contexts"]:
@@ -112,7 +119,7 @@ def test_a_wrong_token_fails_as_a_wrong_logit_does(monkeypatch: pytest.MonkeyPat
         (("--model", "no such"), "nor one of qwen3-0.6b, "),
         (("--context", 1000), "go beyond the model's 256 positions"),
         (("--json", "/no/such/folder/x.json"), "there is no folder /no/such/folder"),
-        (("--tune", "--baselines", "none"), "there is nothing to tune"),
+        (("--max-length", 20, "--context", 20), "--max-length 20 has no room for --context 20 and --steps 4; ask for 32 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments: tuple[object, ...], says: str) -> None:
@@ -144,7 +151,8 @@ def test_a_baseline_that_fails_or_comes_too_late_is_said_to_be_missing(monkeypat
 
 @pytest.mark.parametrize("name", [n for n in models.CONFIGURATIONS if n != "tiny"])
 def test_configurations_have_the_parameters_of_their_models(name: str) -> None:
-    millions = {"qwen3-0.6b": 596, "qwen3-1.7b": 1721, "qwen3-8b": 8191, "llama-3.2-1b": 1236, "smollm2-135m": 135}
+    millions = {"qwen3-0.6b": 596, "qwen3-1.7b": 1721, "qwen3-8b": 8191, "llama-3.2-1b": 1236, "smollm2-135m": 135,
+                "gemma-3-1b": 1000, "qwen2.5-1.5b": 1544}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "refuse_beyond_memory", lambda *_: None)
         hollow = models.make(name, "meta", "bfloat16")
@@ -167,7 +175,7 @@ def test_the_lean_decoder_computes_what_the_model_does(model: Any, native: bool,
         block.values.copy_(values)
     lean.position.fill_(context)
     lm: Any = SimpleNamespace(model=model, state=SimpleNamespace(caches=held))
-    rows = [run._continued(lm, context, text, torch.float32, row) for row in range(batch)]
+    rows = [grading.continued(lm, context, text, torch.float32, row) for row in range(batch)]
     for token, *expected in zip(text, *rows, strict=True):
         lean.token.fill_(token)
         torch.testing.assert_close(lean.logits(), torch.stack(expected), rtol=1e-4, atol=1e-5)
@@ -200,20 +208,33 @@ def test_a_search_goes_from_one_setting_to_the_next_and_ends_at_the_best() -> No
     def measure(tried: Tuning) -> float:
         return sum(getattr(tried, name) != getattr(best, name) for name in ("window", "pace", "delay"))
 
-    assert search(Tuning(4, 0, 1400), 12, measure) == best
+    assert search(Tuning(4, 0, 1400), pacing(12), measure) == best
 
 
 def test_where_nobody_paces_only_the_delay_is_searched() -> None:
     tried: list[Tuning] = []
-    search(Tuning(4, 0, 1400), 12, lambda tuning: tried.append(tuning) or 1.0, paced=False)  # type: ignore[func-returns-value]
+    search(Tuning(4, 0, 1400), pacing(12, paced=False), lambda tuning: tried.append(tuning) or 1.0)  # type: ignore[func-returns-value]
     assert {(t.window, t.pace) for t in tried} == {(4, 0)}
     assert len({t.delay for t in tried}) > 3
 
 
 def test_a_search_without_time_keeps_what_it_has() -> None:
     seconds = iter([2.0, 1.0, None])
-    assert search(Tuning(4, 0, 1400), 12, lambda _: next(seconds)) == Tuning(4, 600, 1400)
-    assert search(Tuning(4, 0, 1400), 12, lambda _: None) == Tuning(4, 0, 1400)
+    assert search(Tuning(4, 0, 1400), pacing(12), lambda _: next(seconds)) == Tuning(4, 600, 1400)
+    assert search(Tuning(4, 0, 1400), pacing(12), lambda _: None) == Tuning(4, 0, 1400)
+
+
+def test_a_gain_within_the_noise_is_none() -> None:
+    settings, took = {"grain": (2.0, 4.0)}, {1.0: 1.0, 2.0: 0.995, 4.0: 0.98}
+    assert search(UNCHOSEN, settings, lambda tried: took[tried.grain], gain=0.01) == Choices(grain=4.0)
+    assert search(UNCHOSEN, settings, lambda tried: took[tried.grain], gain=0.05) == UNCHOSEN
+
+
+@pytest.mark.parametrize(("streams", "batch"), [(True, 1), (True, 4), (False, 1)])
+def test_every_setting_of_a_plan_that_is_searched_is_a_choice_that_may_be_made(streams: bool, batch: int) -> None:
+    for name, values in planning(streams, batch).items():
+        assert getattr(UNCHOSEN, name) in values
+        assert all(replace(UNCHOSEN, **{name: value}) for value in values)
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +250,7 @@ def streaming() -> Compilation:
 def test_a_tuning_is_kept_for_its_plan_and_gpu(
     streaming: Compilation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MKC_TUNED", "1")
     monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path / "kernels"))
     program, found = streaming.program, Tuning(3, 700, 1000)
     assert tuning.recalled(program, "H200") is None
@@ -236,6 +258,8 @@ def test_a_tuning_is_kept_for_its_plan_and_gpu(
     assert tuning.recalled(program, "H200") == found
     assert tuning.recalled(program, "H100") is None
     assert tuning.recalled(replace(program, queue=program.queue[::-1]), "H200") is None
+    monkeypatch.setenv("MKC_TUNED", "0")
+    assert tuning.recalled(program, "H200") is None
 
 
 @pytest.mark.parametrize(
@@ -250,6 +274,7 @@ def test_a_tuning_is_kept_for_its_plan_and_gpu(
 def test_a_damaged_tuning_is_ignored(
     streaming: Compilation, entry: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MKC_TUNED", "1")
     monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path / "kernels"))
     cache.keep("tuning", tuning._key(streaming.program, "H200"), entry)
     assert tuning.recalled(streaming.program, "H200") is None
@@ -260,23 +285,157 @@ def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
     assert tuning.guessed(3, 10.0, 2.0).window == 3
 
 
-def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(
-    streaming: Compilation, monkeypatch: pytest.MonkeyPatch
+def test_the_pace_is_searched_by_running_the_kernel_with_it(streaming: Compilation, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = SimpleNamespace(program=streaming.program, tuning=Tuning(4, 0, 1400))
+    lm: Any = SimpleNamespace(kernel=kernel, compilation=streaming)
+    trials = tune.Trials(lm, (20,), 4, time.monotonic() + 60)
+    monkeypatch.setattr(
+        tune.Trials, "times", lambda *_: [abs(kernel.tuning.pace - 900) + abs(kernel.tuning.delay - 1800)]
+    )
+    assert tune._paced(trials) == kernel.tuning == Tuning(4, 900, 1800)
+
+
+# ---- plans
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured counts, and is kept for this test alone. Kernels are kept as ever."""
+    held: dict[tuple[str, str], bytes] = {}
+    monkeypatch.setattr(kept, "cache", SimpleNamespace(
+        recalled=lambda kind, key: held.get((kind, key)), keep=lambda kind, key, payload: held.update({(kind, key): payload})
+    ))  # fmt: skip
+    monkeypatch.setenv("MKC_TUNED", "1")
+
+
+class Clock:
+    """Time that passes when a plan is run, by its grain."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.tried = 0.0, list[float]()
+        monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(tune.Trials, "times", lambda trials, count: self.times(trials, count))
+        monkeypatch.setattr(tune.fit, "measure", lambda _: Costs(20.0, 40.0, 80.0, 250.0))  # what is guessed of 2 workers
+
+    def times(self, trials: Any, count: int) -> list[float]:
+        grain = trials.lm.target.choices.grain
+        self.tried.append(grain)
+        self.now += 10.0
+        return [{0.5: 0.5, 16.0: 0.2}.get(grain, 1.0)] * count
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def lm(model: Any) -> Any:
+    torch.manual_seed(0)
+    made = mkc.CausalLM(model, max_length=48, target="cpu", workers=2)
+    for cached in made.state.caches:
+        cached.normal_()
+    return made
+
+
+def tuned(lm: Any, end: float = 1e6) -> Any:
+    with torch.no_grad():
+        return tune.tune(lm, 2, (20,), 4, end, lambda _: None)
+
+
+@pytest.mark.usefixtures("on")
+def test_the_best_plan_is_kept_and_used_by_whoever_compiles_the_model_again(lm: Any, clock: Clock, model: Any) -> None:
+    found = tuned(lm)
+    assert found.taken
+    assert found.medians == (250_000, 50_000)
+    assert found.refused == ()
+    assert lm.target.choices == Choices(grain=16.0)
+    again = mkc.CausalLM(model, max_length=48, workers=2)
+    assert again.target.choices == Choices(grain=16.0)
+    assert mkc.CausalLM(model, max_length=32, workers=2).target.choices == UNCHOSEN
+    assert kept.costs(cpu.machine()) == Costs(20.0, 40.0, 80.0, 250.0)
+
+
+@pytest.mark.usefixtures("on")
+def test_plans_that_are_wrong_are_refused_however_short(lm: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = tune.grade_at
+
+    def graded(lm: Any, *given: Any) -> Any:
+        grade = right(lm, *given)
+        return replace(grade, wrong=1) if lm.target.choices.grain == 16.0 else grade
+
+    monkeypatch.setattr(tune, "grade_at", graded)
+    found = tuned(lm)
+    assert lm.target.choices == Choices(grain=0.5)
+    assert 16.0 not in clock.tried
+    assert [reason.partition(":")[0] for reason in found.refused] == ["grain 16"]
+
+
+@pytest.mark.usefixtures("on")
+def test_plans_that_cannot_be_built_are_refused_and_the_search_goes_on(
+    lm: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[Tuning] = []
+    plan = mkc.CausalLM.replan
 
-    class Kernel:
-        program, tuning = streaming.program, Tuning(4, 0, 1400)
+    def replan(lm: Any, target: Any) -> None:
+        if target.choices.grain == 0.5:
+            raise PlanError("no room\nat all")
+        plan(lm, target)
 
-        def keep_tuning(self) -> None:
-            kept.append(self.tuning)
+    monkeypatch.setattr(mkc.CausalLM, "replan", replan)
+    assert any(reason.endswith("no room") for reason in tuned(lm).refused)
+    assert lm.target.choices == Choices(grain=16.0)
 
-    kernel = Kernel()
-    lm: Any = SimpleNamespace(kernel=kernel, model=SimpleNamespace(device=torch.device("cpu")), decode_on=None)
-    monkeypatch.setattr(run, "_seconds", lambda *_: abs(kernel.tuning.pace - 900) + abs(kernel.tuning.delay - 1800))
-    wanted = run.Wanted("tiny", "cpu", (20,), 4, 2, "none")
-    run._tune(wanted, lm, time.monotonic() + 60, lambda _: None)
-    assert kept == [kernel.tuning] == [Tuning(4, 900, 1800)]
+
+@pytest.mark.usefixtures("on", "clock")
+def test_a_search_of_plans_without_time_stays_with_the_default(lm: Any) -> None:
+    found = tuned(lm, end=-1.0)
+    assert not found.taken
+    assert found.tried == 0
+    assert lm.target.choices == UNCHOSEN
+
+
+@pytest.mark.usefixtures("on")
+def test_equal_plans_are_run_once(lm: Any, clock: Clock) -> None:
+    trials = tune.Trials(lm, (20,), 4, 1e6)
+    target = target_for(options(workers=1), torch.device("cpu"))
+    with torch.no_grad():
+        assert trials(target) == trials(replace(target, choices=Choices(grain=64.0)))
+    assert clock.tried == [1.0]
+
+
+def test_the_same_texts_are_answered_once() -> None:
+    asked: list[int] = []
+    ask = grading.remembered(lambda lm, context, texts: asked.append(context) or (torch.ones(1), torch.ones(1)))  # type: ignore[func-returns-value]
+    lm: Any = None
+    for context in (20, 20, 40):
+        ask(lm, context, [[1, 2], [3]])
+    assert asked == [20, 40]
+
+
+@pytest.mark.usefixtures("on")
+def test_tune_works_where_nothing_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune.fit, "measure", lambda _: Costs(20.0, 20.0, 50.0, 200.0))
+    file = tmp_path / "found.json"
+    result = bench("--tune", "--baselines", "none", "--context", 20, "--max-length", 48, "--json", file)
+    assert result.exit_code == 0, result.output
+    assert " us a step, by default " in result.stdout
+    found = json.loads(file.read_text())
+    assert found["model"]["room"] == 48
+    assert found["tuned"]["tried"] > 0
+    assert found["tuned"]["costs"] == {"alone": 20, "together": 20, "task_ns": 50, "event_ns": 200}
+    assert found["tuned"]["default_median_us"] > 0
+    if not found["tuned"]["taken"]:
+        assert found["choices"]["grain"] == 1
+
+
+def test_the_costs_of_this_machine_are_measured_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fit.READ_BYTES, "cpu", 1 << 22)
+    found = fit.measure(torch.device("cpu"))
+    assert 0.01 < found.alone < 10_000
+    assert 0.01 < found.together < 10_000
+    assert 1 <= found.task_ns < 1e6
+    assert 1 <= found.event_ns < 1e9
 
 
 # ---- planning
@@ -284,8 +443,8 @@ def test_tune_runs_the_kernel_with_each_tuning_and_keeps_the_fastest(
 
 @pytest.mark.parametrize("prompt", [None, 8])
 def test_the_time_of_every_pass_is_told(prompt: int | None) -> None:
-    seconds, tasks = planning.planning("tiny", prompt, machine(4))
-    assert seconds.keys() == {"trace", *planning.PASSES} - {"stream"}
+    seconds, tasks = passes.planning("tiny", prompt, machine(4))
+    assert seconds.keys() == {"trace", *passes.PASSES} - {"stream"}
     assert all(taken >= 0 for taken in seconds.values())
     assert tasks > 100
     assert compiler.link is link  # as before

@@ -60,6 +60,28 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a search has found: microseconds a step with the default plan and with the found one, taken in turn."""
+
+    machine: str  # under whose name it is kept
+    costs: dict[str, float]  # that were measured of it
+    taken: bool  # whether the found one was shorter; else the default is kept
+    default_us: tuple[float, ...]
+    found_us: tuple[float, ...]
+    tried: int  # plans that were run
+    refused: tuple[str, ...]  # plans that were wrong or could not be built, and why
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Of the default, and of what was found."""
+        return statistics.median(self.default_us), statistics.median(self.found_us)
+
+    def json(self) -> dict[str, Any]:
+        default, found = self.medians
+        return asdict(self) | {"default_median_us": default, "found_median_us": found}
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A whole run."""
 
@@ -73,6 +95,8 @@ class Report:
     compile_s: float  # from the model to a kernel that is loaded
     plan: str
     tuning: dict[str, int] | None
+    choices: dict[str, Any]  # how it was planned, and the costs that was decided by
+    tuned: Tuned | None
     contexts: tuple[Measured, ...]
 
     @property
@@ -81,5 +105,6 @@ class Report:
         return all(measured.grade.passed for measured in self.contexts)
 
     def json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "contexts"}
-        return {"schema": SCHEMA, "passed": self.passed, **plain, "contexts": [found.json() for found in self.contexts]}
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("contexts", "tuned")}
+        tuned, contexts = self.tuned and self.tuned.json(), [found.json() for found in self.contexts]
+        return {"schema": SCHEMA, "passed": self.passed, **plain, "tuned": tuned, "contexts": contexts}

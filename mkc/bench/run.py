@@ -2,35 +2,34 @@
 
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from mkc import __version__
 from mkc.bench import baselines, models
-from mkc.bench.baselines import FIRST, Run
-from mkc.bench.results import FLOOR, OURS, Measured, Report, Row
-from mkc.bench.tune import search
+from mkc.bench.baselines import Run
+from mkc.bench.grading import grade_at
+from mkc.bench.results import FLOOR, OURS, Measured, Report, Row, Tuned
+from mkc.bench.timing import ours, seconds
+from mkc.bench.tune import GRADED, Say, tune
 from mkc.errors import MkcError, OptionError
+from mkc.ir.target import Target
 from mkc.lm import CausalLM
-from mkc.numerics import Grade, grade, widened
-from mkc.targets.kernel import Tuning
+from mkc.targets import cpu
+from mkc.targets.kept import COSTS
 
-GRADED = 8  # tokens of each context
 SHAPES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "tie_word_embeddings"
 ).split()
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,7 @@ class Wanted:
     seconds: float = 600.0
     command: tuple[str, ...] = ()
     batch: int = 1
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.baselines not in baselines.CHOICES:
@@ -58,7 +58,8 @@ class Wanted:
 
     @property
     def room(self) -> int:
-        return room(max(self.contexts), self.steps)
+        """Of the caches: what the steps need, unless they are to be those of a CausalLM with some `max_length`."""
+        return self.max_length or room(max(self.contexts), self.steps)
 
 
 def bench(wanted: Wanted, say: Say = lambda doing: None) -> Report:
@@ -74,15 +75,24 @@ def bench(wanted: Wanted, say: Say = lambda doing: None) -> Report:
         compile_s = time.perf_counter() - start
         for cache in lm.state.caches:
             cache.normal_()
-        found = tuple(_graded(wanted, lm, context, say) for context in wanted.contexts)
-        if all(measured.grade.passed for measured in found):
-            if wanted.tune:
-                _tune(wanted, lm, end, say)
+        found, tuned = _all_graded(wanted, lm, say), None
+        if wanted.tune and _all_passed(found):
+            tuned = tune(lm, wanted.workers, wanted.contexts, wanted.steps, end, say)
+            found = _all_graded(wanted, lm, say)
+        if _all_passed(found):
             found = tuple(_timed(wanted, lm, measured, end, say) for measured in found)
-        return _report(wanted, lm, compile_s, found)
+        return _report(wanted, lm, compile_s, tuned, found)
 
 
 # ---- is it right
+
+
+def _all_graded(wanted: Wanted, lm: CausalLM, say: Say) -> tuple[Measured, ...]:
+    return tuple(_graded(wanted, lm, context, say) for context in wanted.contexts)
+
+
+def _all_passed(found: Sequence[Measured]) -> bool:
+    return all(measured.grade.passed for measured in found)
 
 
 def _graded(wanted: Wanted, lm: CausalLM, context: int, say: Say) -> Measured:
@@ -92,61 +102,14 @@ def _graded(wanted: Wanted, lm: CausalLM, context: int, say: Say) -> Measured:
     return Measured(context, nbytes, grade_at(lm, context, min(GRADED, wanted.steps)))
 
 
-def grade_at(lm: CausalLM, context: int, steps: int) -> Grade:
-    """Our decoding from the middle of texts, a whole batch, whose keys and values stand in the state."""
-    lm.stand_at(context, [[FIRST]] * lm.batch, steps)
-    lm.decode_on(steps)
-    told = [lm.state.told(context + 1, steps, row) for row in range(lm.batch)]
-    texts = [[FIRST, *tokens[:-1]] for tokens in told]
-    ours = torch.cat(lm.logits_at(context, texts))
-    eager = _all_continued(lm, context, texts, lm.model.dtype)
-    with widened(lm.model):
-        exact = _all_continued(lm, context, texts, torch.float64)
-    return grade(ours, eager, exact, torch.tensor(told, device=exact.device).flatten())
-
-
-def _all_continued(lm: CausalLM, context: int, texts: Sequence[Sequence[int]], dtype: torch.dtype) -> torch.Tensor:
-    return torch.cat([_continued(lm, context, text, dtype, row) for row, text in enumerate(texts)])
-
-
-def _continued(lm: CausalLM, context: int, text: Sequence[int], dtype: torch.dtype, row: int = 0) -> torch.Tensor:
-    """Logits [len(text), vocabulary] of the model itself for one sequence of the batch, in one pass."""
-    cache = DynamicCache()
-    past = [held[row : row + 1, :, :context].to(dtype) for held in lm.state.caches]
-    for layer, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
-        cache.update(keys, values, layer)
-    ids = torch.tensor([list(text)], device=lm.model.device)
-    logits: torch.Tensor = lm.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
-    return logits
-
-
 # ---- how long it takes
-
-
-def _tune(wanted: Wanted, lm: CausalLM, end: float, say: Say) -> None:
-    """Search on the first context, and keep the best for later runs of the same plan."""
-    kernel: Any = lm.kernel
-    streams = kernel.program.streams
-    if streams is None or not isinstance(getattr(kernel, "tuning", None), Tuning):
-        raise OptionError("--tune: this plan has no streaming workers, so there is nothing to tune; drop the option")
-    steps, ours = wanted.steps, _ours(lm, wanted.contexts[0], wanted.steps)
-
-    def measure(tried: Tuning) -> float | None:
-        if time.monotonic() > end:
-            return None
-        say(f"tuning: window {tried.window}, pace {tried.pace}, delay {tried.delay}")
-        kernel.tuning = tried
-        return statistics.median(_seconds(ours, steps, lm.model.device) for _ in range(5))
-
-    kernel.tuning = search(kernel.tuning, streams.ring_slots, measure, streams.paced)
-    kernel.keep_tuning()
 
 
 def _timed(wanted: Wanted, lm: CausalLM, measured: Measured, end: float, say: Say) -> Measured:
     """Ours, the floor and the baselines of a context, taken in turn, so that all see the same machine."""
     context, device = measured.context, lm.model.device
     made: dict[str, Run | Row] = {
-        OURS: _ours(lm, context, wanted.steps),
+        OURS: ours(lm, context, wanted.steps),
         FLOOR: baselines.plain_read(measured.nbytes, device),
     }
     setup: dict[str, float] = {}
@@ -158,12 +121,12 @@ def _timed(wanted: Wanted, lm: CausalLM, measured: Measured, end: float, say: Sa
         setup[name] = time.perf_counter() - start
     runs = {name: run for name, run in made.items() if not isinstance(run, Row)}
     for run in (runs[OURS], runs[FLOOR]):
-        _seconds(run, wanted.steps, device)
+        seconds(run, wanted.steps, device)
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(wanted.repeats):
         say(f"context {context}: repetition {repeat + 1} of {wanted.repeats}")
         for name, run in runs.items():
-            taken[name].append(1e6 * _seconds(run, wanted.steps, device) / wanted.steps)
+            taken[name].append(1e6 * seconds(run, wanted.steps, device) / wanted.steps)
     rows = [
         row if isinstance(row, Row) else Row(name, tuple(taken[name]), round(setup[name], 3))
         for name, row in made.items()
@@ -173,10 +136,6 @@ def _timed(wanted: Wanted, lm: CausalLM, measured: Measured, end: float, say: Sa
     return replace(measured, rows=tuple(rows))
 
 
-def _ours(lm: CausalLM, context: int, steps: int) -> Run:
-    return Run(lambda: lm.stand_at(context, [[FIRST]] * lm.batch, steps), lm.decode_on)
-
-
 def _baseline(wanted: Wanted, lm: CausalLM, context: int, name: str, end: float) -> Run | Row:
     """Built and warm: compiled, and its CUDA graphs recorded. Or why not: others are worth measuring all the same."""
     if time.monotonic() > end:
@@ -184,26 +143,11 @@ def _baseline(wanted: Wanted, lm: CausalLM, context: int, name: str, end: float)
     try:
         run = baselines.make(name, lm.model, lm.state.caches, context, room(context, wanted.steps))
         for _ in range(3):
-            _seconds(run, min(3, wanted.steps), lm.model.device)
+            seconds(run, min(3, wanted.steps), lm.model.device)
     except Exception as error:  # noqa: BLE001  a compiler that is not ours, or memory that is full
         said = str(error) if isinstance(error, MkcError) else f"{type(error).__name__}: {error}"
         return Row(name, skipped=said.splitlines()[0][:200])
     return run
-
-
-def _seconds(run: Run, steps: int, device: torch.device) -> float:
-    """By the wall clock, from an idle device to an idle device: launches count."""
-    run.rewind()
-    _wait(device)
-    start = time.perf_counter()
-    run.go(steps)
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _forget_compiled(device: torch.device) -> None:
@@ -221,6 +165,11 @@ def room(context: int, steps: int) -> int:
 
 def _refuse_beyond(wanted: Wanted, model: Any) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    if wanted.room < (least := room(max(wanted.contexts), wanted.steps)):
+        raise OptionError(
+            f"--max-length {wanted.max_length} has no room for --context {max(wanted.contexts)} and --steps {wanted.steps}; "
+            f"ask for {least} or more"
+        )
     if wanted.room > limit:
         raise OptionError(
             f"--context {max(wanted.contexts)} and --steps {wanted.steps} go beyond the model's {limit} positions; ask for fewer"
@@ -230,7 +179,7 @@ def _refuse_beyond(wanted: Wanted, model: Any) -> None:
 # ---- what it was
 
 
-def _report(wanted: Wanted, lm: CausalLM, compile_s: float, found: tuple[Measured, ...]) -> Report:
+def _report(wanted: Wanted, lm: CausalLM, compile_s: float, tuned: Tuned | None, found: tuple[Measured, ...]) -> Report:
     config, program = lm.model.config.get_text_config(), lm.compilation.program
     tuning = getattr(lm.kernel, "tuning", None) if program.streams else None
     shapes = {name: getattr(config, name, None) for name in SHAPES}
@@ -241,8 +190,12 @@ def _report(wanted: Wanted, lm: CausalLM, compile_s: float, found: tuple[Measure
         },
         _machine(lm.model.device), _versions(), _commit(), wanted.command, wanted.steps, wanted.repeats, round(compile_s, 3),
         f"{lm.compilation.target}, {'streaming' if program.streams else 'not streaming'}, {len(program.tasks)} tasks",
-        asdict(tuning) if tuning else None, found,
+        asdict(tuning) if tuning else None, _choices(lm.target), tuned, found,
     )  # fmt: skip
+
+
+def _choices(target: Target) -> dict[str, Any]:
+    return asdict(target.choices) | {name: getattr(target, name) for name in COSTS}
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -251,16 +204,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         driver = _said("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader", f"--id={device.index or 0}")
         name, clock = (*(driver or "unknown, unknown").split(", "), "unknown")[:2]
         return {"device": gpu.name, "driver": name, "max_sm_clock": clock, "sms": gpu.multi_processor_count}
-    return {"device": _cpu(), "cpus": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads()}
-
-
-def _cpu() -> str:
-    """The processor's name, where Linux gives one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown CPU")
+    return {"device": cpu.processor(), "cpus": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads()}
 
 
 def _versions() -> dict[str, str]:

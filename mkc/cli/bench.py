@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mkc.bench.results import FLOOR, OURS, Measured, Report, Row
+from mkc.bench.results import FLOOR, OURS, Measured, Report, Row, Tuned
 from mkc.cli.progress import progress
 from mkc.cli.subject import TargetName
 from mkc.errors import OptionError, TargetError
@@ -45,8 +45,12 @@ def bench(
         ),
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="First search how streaming workers pace their reads, and keep the best.")
+        bool, typer.Option("--tune", help="First search for the best plan and pace, and keep them for later.")
     ] = False,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Room in the caches: that of the CausalLM which --tune is for.", show_default="what the steps need"),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="A file for all that was measured.")
     ] = None,
@@ -73,7 +77,7 @@ def bench(
     import_module("transformers.utils.logging").disable_progress_bar()  # there is one of ours
     wanted = measuring.Wanted(
         model, device, tuple(context or (128,)), steps, repeats, baselines or ("lean" if device == "cuda" else "eager"),
-        dtype, workers, tune, seconds, ("mkc", *sys.argv[1:]), batch,
+        dtype, workers, tune, seconds, ("mkc", *sys.argv[1:]), batch, max_length,
     )  # fmt: skip
     with progress(f"building {model}") as status:
         report: Report = measuring.bench(wanted, lambda doing: status.update(escape(doing)))
@@ -94,6 +98,8 @@ def _show(report: Report) -> None:
     print(", ".join(f"{name} {version}" for name, version in report.versions.items()), f"commit {report.commit}", sep=", ")
     tuning = f"; tuning {', '.join(f'{k} {v}' for k, v in report.tuning.items())}" if report.tuning else ""
     print(f"{report.plan}, compiled in {report.compile_s:.1f} s{tuning}")
+    if report.tuned:
+        print(_said(report.tuned))
     for found in report.contexts:
         print(f"context {found.context}: {found.grade}")
     if not report.passed:
@@ -111,6 +117,12 @@ def _show(report: Report) -> None:
         for row in found.rows:
             if row.skipped:
                 print(f"context {found.context}, {row.name}: not measured: {row.skipped}")
+
+
+def _said(tuned: Tuned) -> str:
+    default, found = tuned.medians
+    plans = f"{tuned.tried} plans run, {len(tuned.refused)} refused"
+    return f"tuned: {found:.1f} us a step, by default {default:.1f}; {'kept' if tuned.taken else 'the default stays'}; {plans}"
 
 
 def _cells(found: Measured, row: Row, batch: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from mkc.ir.graph import Kind, Tensor
 from mkc.ir.program import Slot, Words
 from mkc.ir.target import Target
 from mkc.targets import build
+from mkc.targets.kept import settled
 from mkc.targets.kernel import Kernel
 
 Leaves = Sequence[Any]
@@ -30,7 +31,8 @@ class Executable:
     def __init__(self, raised: Sequence[Raised], target: Target, device: torch.device, policy: str = "static") -> None:
         self.raised = tuple(raised)
         self.device = device
-        self.compilation: Compilation = compile_graphs([r.graph for r in raised], target, policy)
+        graphs = [r.graph for r in raised]
+        self.compilation: Compilation = compile_graphs(graphs, settled(graphs, target, policy), policy)
         dump(self.compilation)
         self.launches = 0
         self._lock = Lock()

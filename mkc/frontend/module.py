@@ -20,6 +20,7 @@ from mkc.frontend.trace import trace
 from mkc.inspect.dataflow import Dataflow
 from mkc.inspect.taskgraph import to_networkx
 from mkc.inspect.why import why
+from mkc.ir.choices import Choices
 from mkc.ir.program import Words
 from mkc.ir.target import Target
 from mkc.ir.tasks import EventGraph, Schedule, TaskGraph
@@ -38,8 +39,11 @@ class Options:
     policy: str = "static"
     fallback: str = "torch"
     streams: bool = True  # weights, where the target has workers for that
+    choices: Choices | None = None  # None: those that `mkc bench --tune` kept for the model on this machine, or the default
 
     def __post_init__(self) -> None:
+        if not isinstance(self.choices, Choices | None):
+            raise OptionError(f"choices={self.choices!r} must be mkc.Choices(...), or None")
         _one_of("policy", self.policy, POLICIES)
         _one_of("fallback", self.fallback, ("torch", "error"))
         if not isinstance(self.target, Target):
@@ -61,7 +65,7 @@ def target_for(chosen: Options, device: torch.device) -> Target:
     """The target asked for, or that of the tensors' device. Raises InputError when it cannot run on that device."""
     wanted = chosen.target or config.target_name()
     if isinstance(wanted, Target):
-        return wanted
+        return _chosen(wanted, chosen)
     if device.type == "meta":
         raise InputError(
             "tensors on meta can only be planned with, for a Target named in full: "
@@ -69,8 +73,13 @@ def target_for(chosen: Options, device: torch.device) -> Target:
         )
     if wanted is not None and wanted != device.type:
         raise InputError(f"target {wanted!r} cannot run on tensors that are on {device}; move them or drop the target")
-    found = targets.named(device.type, device.index, chosen.workers or config.workers())
-    return found if chosen.streams else replace(found, streams=False)
+    found = targets.at_hand(device.type, device.index, chosen.workers or config.workers())
+    return _chosen(found if chosen.streams else replace(found, streams=False), chosen)
+
+
+def _chosen(target: Target, options: Options) -> Target:
+    """Where choices are given, no others are looked for."""
+    return target if options.choices is None else replace(target, choices=options.choices, machine="")
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:

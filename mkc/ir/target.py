@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mkc.ir.choices import UNCHOSEN, Choices
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -19,6 +21,9 @@ class Target:
     latency_ns: float = 0.0  # from a load to its value, where lanes wait for what they read; 0: it is brought before
     streams: bool = False  # has workers that stream weights and publish small results, see passes/stream.py
     bulk_copies: bool = True  # with streams: warps of their own bring weights; else those that multiply copy their share
+    choices: Choices = UNCHOSEN  # how to plan for it
+    machine: str = ""  # the name under which choices are kept for it; empty where none are to be looked for
 
     def __str__(self) -> str:
-        return f"{self.name} {self.arch}, {self.workers} workers of {self.lanes} lanes"
+        chosen = f", {self.choices}" if str(self.choices) else ""
+        return f"{self.name} {self.arch}, {self.workers} workers of {self.lanes} lanes{chosen}"

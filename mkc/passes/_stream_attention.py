@@ -299,7 +299,7 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     batch, groups, room, _ = chain.caches[0].shape
     several = (batch,) if batch > 1 else ()
     lines = batch * groups * shares(heads, groups)
-    splits = max(1, min(MAX_SPLITS, -(-room // BLOCK), _busy(target, batch) // lines))
+    splits = max(1, min(target.choices.splits, -(-room // BLOCK), _busy(target, batch) // lines))
     name = chain.out.storage.name
     parts = scratch(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
     lse = scratch(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
@@ -320,8 +320,8 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
 
 
 def _busy(target: Target, batch: int) -> int:
-    """How many workers are worth having tasks. Half of them read as fast as memory gives, and parts of a batch are long to merge."""
-    return target.workers if batch == 1 else target.workers // 2
+    """How many workers are worth having tasks. Parts of a batch are long to merge."""
+    return target.workers if batch == 1 else target.workers // target.choices.one_in
 
 
 def _merging(node: Node, decoding: Node) -> Node:

@@ -12,6 +12,7 @@ from mkc.ir.target import Target
 from mkc.paths import TEMPLATES
 
 _NOT_IN_COMMENTS = re.compile(r"[^\w .,:;<>()\[\]{}=+*%#@!'|&-]")
+_COMMENT = re.compile(r"^//.*$", re.MULTILINE)
 _INCLUDE = re.compile(r"^#include <(mkc/[^>]+)>\n", re.MULTILINE)
 
 
@@ -64,6 +65,11 @@ def lay_in(text: str) -> str:
         return f"// ---- {path}\n{_INCLUDE.sub(replace, header)}\n"
 
     return _INCLUDE.sub(replace, text)
+
+
+def code(text: str) -> str:
+    """A page without what it says of its plan: plans that differ in numbers alone share what a compiler makes of it."""
+    return _COMMENT.sub("//", text)
 
 
 def render_template(name: str, **values: object) -> str:

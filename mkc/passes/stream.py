@@ -13,6 +13,7 @@ from mkc.ir.tiling import Tiling
 from mkc.ops import registry
 from mkc.ops._epilogue import epilogue
 from mkc.ops._streaming import MOST_ROWS, VECTOR
+from mkc.ops.decode_attention import batch as sequences
 from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import extras, first_weight, weights
@@ -41,7 +42,7 @@ def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    return _publish(without_dead_nodes(choose(_rows_to_all(attend(graph, target)), target)))
+    return _publish(without_dead_nodes(choose(_rows_to_all(attend(graph, target)), target)), target.choices.signalled)
 
 
 def _prevail(graph: Graph, target: Target) -> bool:
@@ -354,12 +355,35 @@ def _row_to_all(uses: Uses, node: Node) -> Node:
 # ---- published results
 
 
-def _publish(graph: Graph) -> Graph:
-    """Scratch that streams write and only streams read, as rows or operands, becomes words."""
+def _publish(graph: Graph, signalled: Sequence[str]) -> Graph:
+    """Scratch that streams write and only streams read, as rows or operands, becomes words, unless it is to be signalled."""
     made = {t.storage for n in graph.nodes if n.op in POLLED for t in n.outputs if t.storage.kind is Kind.ARENA}
     public = {t.storage for n in graph.nodes for t in (*n.inputs, *n.outputs) if not _is_polled(n, t)}
+    public |= {storage for storage, kind in _edges(graph).items() if kind in signalled}
     words = {s: replace(s, kind=Kind.WORDS) for s in made - public - {t.storage for t in graph.outputs}}
     return rewritten(graph, {}, lambda t: replace(t, storage=words.get(t.storage, t.storage)))
+
+
+def _edges(graph: Graph) -> dict[Storage, str]:
+    """The kind of edge that a result is for its readers, where it need not be words: parts of attention, the best of shares
+    and the heads of a batch must.
+
+    What goes into a norm is of the kind of what comes out. Else its one worker alone would see the event, and all others
+    by polls that it had: the checker refuses events that are kept from being overtaken by polls.
+    """
+    kinds: dict[Storage, str] = {}
+    for node in graph.nodes:
+        match node.op:
+            case "stream_linear" if not node["best"]:
+                kinds[node.output.storage] = "rows"
+            case "stream_norm":
+                kinds[node.output.storage] = "norms"
+            case "decode_attention":
+                heads = {t.storage for t in node.inputs[:3]} & kinds.keys()
+                kinds |= dict.fromkeys(heads, "heads" if sequences(node) == 1 else "")
+    for norm in (node for node in reversed(graph.nodes) if node.op == "stream_norm"):
+        kinds |= dict.fromkeys({t.storage for t in norm.inputs} & kinds.keys(), kinds[norm.output.storage])
+    return kinds
 
 
 def _is_polled(node: Node, tensor: Tensor) -> bool:

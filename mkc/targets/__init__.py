@@ -1,18 +1,32 @@
 """Where kernels run. A target builds a page and launches it; these are the only effects of the compiler."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from mkc.errors import OptionError
 from mkc.ir.program import Program
 from mkc.ir.target import Target
 from mkc.passes.render import Source
-from mkc.targets import cpu, cuda
+from mkc.targets import cpu, cuda, kept
 from mkc.targets.kernel import Kernel
 
 
 def named(name: str, device: int | None = None, workers: int | None = None) -> Target:
     """The facts of the target `cpu` or `cuda` (of a device). Raises TargetError when the machine lacks it."""
     return cuda.target(device, workers=workers) if name == "cuda" else cpu.target(workers)
+
+
+def at_hand(name: str, device: int | None = None, workers: int | None = None) -> Target:
+    """The same, with what `mkc bench --tune` has measured on this machine, under whose name choices are looked for."""
+    found = named(name, device, workers)
+    machine = machine_name(name, device)
+    costs = kept.costs(machine)
+    return replace(costs.on(found) if costs else found, machine=machine)
+
+
+def machine_name(name: str, device: int | None = None) -> str:
+    """Under which measurements on this machine are kept."""
+    return cuda.machine(device) if name == "cuda" else cpu.machine()
 
 
 def build(program: Program, source: Source, target: Target, device: int | None = None) -> Kernel:

@@ -19,7 +19,7 @@ from mkc.errors import BuildError, TargetError
 from mkc.forks import Lock
 from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
-from mkc.passes.render import Source
+from mkc.passes.render import Source, code
 from mkc.paths import TEMPLATES
 from mkc.targets.kernel import launch_words, pointers, raise_reported
 
@@ -44,6 +44,15 @@ def target(workers: int | None = None) -> Target:
     )
 
 
+def machine() -> str:
+    """What this machine is called: the processor's name, where Linux gives one, and how many CPUs the process may use."""
+    return f"{processor()}, {len(os.sched_getaffinity(0))} CPUs"
+
+
+def processor() -> str:
+    return _cpuinfo("model name").partition(": ")[2] or "unknown CPU"
+
+
 class CpuKernel:
     """A page loaded into this process."""
 
@@ -52,7 +61,7 @@ class CpuKernel:
         self.source = source
         self._lock = Lock()
         self._launches = 0  # which seeds the delays of test builds
-        self._worker = _load(source.text, _flags(tracing=False)).mkc_worker
+        self._worker = _load(code(source.text), _flags(tracing=False)).mkc_worker
         self._counters = np.zeros((program.num_counters, EVENT_STRIDE), np.uint32)
         self._progress = np.zeros(program.num_workers + 1, PLACE)
         self._report = np.zeros(1, REPORT)
@@ -64,7 +73,7 @@ class CpuKernel:
         self._run(self._worker, addresses, steps, None)
 
     def trace(self, addresses: Sequence[int], steps: Sequence[int]) -> Words:
-        worker = _load(self.source.text, _flags(tracing=True)).mkc_worker
+        worker = _load(code(self.source.text), _flags(tracing=True)).mkc_worker
         stamps = np.zeros(_executions(self.program, steps), STAMP)
         self._run(worker, addresses, steps, stamps)
         return stamps[: int(self._progress["task"][-1])]
@@ -129,19 +138,24 @@ def _version(path: str) -> str:
 
 
 @cache
-def _processor() -> str:
-    """What -march=native means here, since a cache may be shared between machines."""
+def _cpuinfo(*fields: str) -> str:
+    """The first line of Linux's description of the processor that begins so, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        lines = []
+    return next((line for line in lines if line.startswith(fields)), "")
+
+
+def _features() -> str:
+    """What -march=native means here, since a cache may be shared between machines."""
+    return _cpuinfo("flags", "Features") or platform.processor() or platform.machine()
 
 
 def build(text: str, flags: Sequence[str]) -> bytes:
     """A shared library from C++ text, from the cache when it was built before. Raises BuildError."""
     cxx = compiler()
-    key = "\n".join([cxx, _version(cxx), _processor(), " ".join(flags), text, _headers()])
+    key = "\n".join([cxx, _version(cxx), _features(), " ".join(flags), text, _headers()])
     return files.kept("host", key, lambda: _compile(cxx, text, flags))
 
 

@@ -21,7 +21,7 @@ from mkc.forks import Lock
 from mkc.ir.graph import Kind
 from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, Words
 from mkc.ir.target import Target
-from mkc.passes.render import Source
+from mkc.passes.render import Source, code
 from mkc.targets import tuning
 from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported
 
@@ -100,6 +100,15 @@ def target(device: int | None = None, arch: str | None = None, workers: int | No
         streams=True,
         bulk_copies=chip.copies_in_bulk,
     )
+
+
+def machine(device: int | None = None) -> str:
+    """What a GPU of this machine is called."""
+    with _explained("ask the GPU for its name"):
+        cupy = _cupy()
+        chosen = cupy.cuda.runtime.getDevice() if device is None else device
+        name: bytes = cupy.cuda.runtime.getDeviceProperties(chosen)["name"]
+    return name.decode()
 
 
 def device_count() -> int:
@@ -279,8 +288,9 @@ def _built(product: str, text: str, arch: str, trace: bool = False, delays: bool
     """The log, a zero byte, and what NVRTC's `product` gives."""
     asked = {"MKC_TRACE": trace, "MKC_DELAY": delays}
     flags = (*FLAGS, f"-arch={arch}", *(f"-D{name}={str(on).lower()}" for name, on in asked.items()))
-    key = "\n".join([product, str(_nvrtc().getVersion()), *flags, text])
-    return files.kept("cuda", key, lambda: _compile(product, text, flags))
+    page = code(text)
+    key = "\n".join([product, str(_nvrtc().getVersion()), *flags, page])
+    return files.kept("cuda", key, lambda: _compile(product, page, flags))
 
 
 def _compile(product: str, text: str, flags: Sequence[str]) -> bytes:
@@ -367,20 +377,22 @@ class CudaKernel:
     @property
     def gpu(self) -> str:
         """What the GPU is called, as tunings are kept under it."""
-        with self._using("ask the GPU for its name"):
-            name: bytes = _cupy().cuda.runtime.getDeviceProperties(self.device)["name"]
-        return name.decode()
+        return machine(self.device)
 
     def keep_tuning(self) -> None:
         """Later kernels of this program start with the tuning that this one has now."""
         tuning.keep(self.program, self.gpu, self.tuning)
 
     def _first_tuning(self) -> Tuning:
+        return (tuning.recalled(self.program, self.gpu) if self.program.streams else None) or self.untuned
+
+    @property
+    def untuned(self) -> Tuning:
+        """What a kernel of this program starts with where nothing was kept for it."""
         if not self.program.streams:
             return Tuning()
         chip = self._chip
-        guess = tuning.guessed(self.program.streams.ring_slots, chip.bytes_per_ns / chip.sms, chip.ghz)
-        return tuning.recalled(self.program, self.gpu) or guess
+        return tuning.guessed(self.program.streams.ring_slots, chip.bytes_per_ns / chip.sms, chip.ghz)
 
     def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:
         """Run all sections on a CUDA stream; returns when the last worker has left.

@@ -1,14 +1,13 @@
 """Program, GPU -> Tuning. What a search has kept for this plan on such a GPU, or else a guess from the GPU's rates."""
 
 import hashlib
-import json
 from dataclasses import asdict, fields
 
 import numpy as np
 
-from mkc import cache
 from mkc.errors import PlanError
 from mkc.ir.program import SLOT_BYTES, Program, Streams
+from mkc.targets import kept
 from mkc.targets.kernel import Tuning
 
 HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker that fell behind can catch up
@@ -21,14 +20,10 @@ def guessed(ring_slots: int, bytes_per_ns: float, ghz: float) -> Tuning:
 
 
 def recalled(program: Program, gpu: str) -> Tuning | None:
-    """What was kept, or None: nothing was, or it is no tuning that this program can run with."""
-    found = cache.recalled("tuning", _key(program, gpu))
-    try:
-        given = json.loads(found or b"null")
-    except ValueError:
-        return None
+    """What was kept, or None: nothing was, or it is no tuning that this program can run with, or nothing kept counts."""
+    given = kept.entry("tuning", _key(program, gpu))
     names = {field.name for field in fields(Tuning)}
-    if not isinstance(given, dict) or given.keys() != names or any(type(n) is not int for n in given.values()):
+    if given.keys() != names or any(type(n) is not int for n in given.values()):
         return None
     tuning = Tuning(**given)
     fits = 1 <= tuning.window <= _streams(program).ring_slots
@@ -37,14 +32,15 @@ def recalled(program: Program, gpu: str) -> Tuning | None:
 
 def keep(program: Program, gpu: str, tuning: Tuning) -> None:
     """For later kernels of the same program on GPUs of this name."""
-    cache.keep("tuning", _key(program, gpu), json.dumps(asdict(tuning)).encode())
+    kept.file("tuning", _key(program, gpu), asdict(tuning))
 
 
 def digest(program: Program) -> str:
     """Of what each worker does in which order. Where memory lies does not count, so room for a longer text changes nothing."""
     made = hashlib.sha256()
-    streams = _streams(program)
-    tables = (program.tasks, program.bounds, program.queue, streams.records, streams.bounds, streams.hops)
+    tables = [program.tasks, program.bounds, program.queue]
+    if streams := program.streams:
+        tables += [streams.records, streams.bounds, streams.hops]
     for table in tables:
         made.update(np.ascontiguousarray(table).tobytes())
     return made.hexdigest()

@@ -1,6 +1,7 @@
 """The device code of streaming workers, run on the host: it means what the operators' references mean, whoever is held up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ from emulated.emulator import Emulator
 from laws.test_stream import MODELS, decoded, decoding, tiny, told
 
 from mkc.frontend.executable import Executable
+from mkc.ir.choices import EDGES, UNCHOSEN, Choices
 from mkc.targets import cuda
 
 MODELS |= {
@@ -19,11 +21,14 @@ MODELS |= {
 SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 
 
-def assert_as_interpreted(kind: str, workers: int, starts: Sequence[int], folder: Path) -> None:
+def assert_as_interpreted(
+    kind: str, workers: int, starts: Sequence[int], folder: Path, choices: Choices = UNCHOSEN
+) -> None:
     """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow."""
     expected, theirs = decoded(kind, workers, True, 3, *starts)
     state, section = decoding(MODELS[kind](), *starts)
-    executable = Executable([section], cuda.target(arch="sm_90a", workers=workers), torch.device("cpu"))
+    target = replace(cuda.target(arch="sm_90a", workers=workers), choices=choices)
+    executable = Executable([section], target, torch.device("cpu"))
     executable.kernel = Emulator(executable.compilation, folder)  # type: ignore[misc, assignment]
     for steps in (1, 2):
         executable(list(state.tensors), steps=[steps])
@@ -35,6 +40,18 @@ def assert_as_interpreted(kind: str, workers: int, starts: Sequence[int], folder
 @pytest.mark.parametrize(("kind", "workers", "start"), [("qwen3", 2, 62), ("llama", 3, 0), ("heads", 1, 130)])
 def test_a_sequence(kind: str, workers: int, start: int, tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts", "choices"),
+    [
+        ("qwen3", 2, [62], Choices(signalled=EDGES)),
+        ("olmo2", 3, [62], Choices(signalled=("norms", "heads"), splits=1)),
+        ("llama", 3, (63, 1, 128), Choices(signalled=("rows",), one_in=1)),
+    ],
+)
+def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices: Choices, tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, starts, tmp_path, choices)
 
 
 @pytest.mark.parametrize(

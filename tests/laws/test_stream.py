@@ -17,6 +17,7 @@ from mkc.compiler import lower
 from mkc.frontend.convert import Raised
 from mkc.frontend.decoding import State, _Decode, _DecodeTogether, make_state, raise_sections
 from mkc.ir.builder import Builder
+from mkc.ir.choices import UNCHOSEN, Choices
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node
@@ -96,11 +97,14 @@ def streamed(kind: str, workers: int = 132, batch: int = 1) -> Graph:
 # ---- the same numbers
 
 
-def decoded(kind: str, workers: int, streams: bool, steps: int, *starts: int) -> tuple[list[list[int]], list[torch.Tensor]]:
+def decoded(
+    kind: str, workers: int, streams: bool, steps: int, *starts: int, choices: Choices = UNCHOSEN
+) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Some tokens of each sequence, and the caches after them."""
     state, section = decoding(MODELS[kind](), *starts)
+    target = replace(machine(workers, streams=streams), choices=choices)
     with mock.patch("mkc.compiler.render"):  # the interpreter needs no page
-        run = interpreted([section], machine(workers, streams=streams), order=Random(workers))
+        run = interpreted([section], target, order=Random(workers))
     run(list(state.tensors), steps=[steps])
     return told(state, steps, starts), [c.double() for c in state.caches]
 
@@ -128,9 +132,9 @@ def test_a_streamed_plan_is_as_near_to_float64_as_the_plain_one(kind: str, worke
     assert_as_near_to_float64(kind, workers, start)
 
 
-def assert_as_near_to_float64(kind: str, workers: int, *starts: int) -> None:
+def assert_as_near_to_float64(kind: str, workers: int, *starts: int, choices: Choices = UNCHOSEN) -> None:
     tokens, caches = exact(kind, 3, *starts)
-    mine_told, mine = decoded(kind, workers, True, 3, *starts)
+    mine_told, mine = decoded(kind, workers, True, 3, *starts, choices=choices)
     expected, theirs = decoded(kind, 2, False, 3, *starts)
     assert mine_told == expected == tokens
     for got, other, truth in zip(mine, theirs, caches, strict=True):

@@ -1,5 +1,6 @@
 """Pages of streaming workers: every architecture has its form of them, which compiles here and fits; newer GPUs run older forms."""
 
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from mkc.bench import models
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import TargetError
 from mkc.frontend.decoding import make_state, raise_sections
+from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
 from mkc.numerics import grade_answer
 from mkc.ops._streaming import fragments
@@ -60,6 +62,13 @@ def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
     assert taken.registers * (384 if arch in WITHOUT_LOADERS else 512) <= 65536
     assert streams.shared_bytes + taken.shared_bytes <= made.target.scratch_bytes
     assert "ignored" not in cubin.log  # registers that were to change hands
+
+
+@pytest.mark.parametrize("choices", [Choices(signalled=EDGES), Choices(splits=1, signalled=("heads",))])
+def test_pages_of_other_choices_compile_and_fit(choices: Choices) -> None:
+    made = compile_graphs([decode_step("qwen3-0.6b")], replace(cuda.target(arch="sm_90a"), choices=choices))
+    assert made.program.streams is not None
+    assert cuda.compile_cubin(made.source.complete, "sm_90a").resources.registers * 512 <= 65536
 
 
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
