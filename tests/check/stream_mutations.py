@@ -106,7 +106,8 @@ def append_for_another(program: Program, rng: Random) -> Program | None:
     """A cache whose rows come ahead of their tasks is written by the tasks of another part as well."""
     (meaning,) = program.meanings
     parts = list(meaning.parts)
-    caches = [m for part in parts if part.streamed and part.streamed.position for m in part.tiling.omaps if m.tensor.storage.kind is Kind.STATE]
+    keyed = [part for part in parts if part.streamed and part.streamed.position]
+    caches = [m for part in keyed for m in part.tiling.omaps if m.tensor.storage.kind is Kind.STATE]
     at = rng.choice([i for i, part in enumerate(parts) if not part.streamed])
     tiling = replace(parts[at].tiling, omaps=(*parts[at].tiling.omaps, rng.choice(caches)))
     parts[at] = replace(parts[at], tiling=tiling)
@@ -187,7 +188,7 @@ STREAM_MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
         shift_weights, change_slots, change_place, change_body, drop_record, swap_records, begin_early, disagree_about_early,
-        change_awaits, append_for_another, no_hop, overlap_packs, pack_another_tile, too_much_shared_memory, too_little_input, share_words, redirect_words,
-        swap_streaming_tasks, move_to_another_worker,
+        change_awaits, append_for_another, no_hop, overlap_packs, pack_another_tile, too_much_shared_memory,
+        too_little_input, share_words, redirect_words, swap_streaming_tasks, move_to_another_worker,
     )
 }  # fmt: skip
