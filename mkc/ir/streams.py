@@ -214,9 +214,10 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
         raise UnsoundPlan(f"records of {program.num_workers} workers are bounded by {bounds.tolist()}")
     for worker, ((begin, end), (lo, hi)) in enumerate(zip(pairwise(program.bounds.tolist()), pairwise(bounds.tolist()), strict=True)):
         queue = program.queue[begin:end].tolist()
-        first = {positions[task]: task for task in reversed(queue) if task in positions}  # to read each position in a step
+        awaits = {positions[task]: task for task in reversed(queue) if task in positions}.values()  # the first to read each
+        marks = {task: (int(streams.early[begin + place]), int(task in awaits)) for place, task in enumerate(queue)}
         wanted = [
-            (*places.get(task, (0, 0)), place, int(program.tasks["body"][task]), int(streams.early[begin + place]), int(task in first.values()))
+            (*places.get(task, (0, 0)), place, int(program.tasks["body"][task]), *marks[task])
             for place, task in enumerate(queue)
             if computes[task]
         ]

@@ -15,7 +15,6 @@ from mkc.passes._uses import Uses, rewritten
 
 UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
 DEPTHS = (64, 128)  # of the heads of several sequences together
-MAX_SPLITS = 16  # whoever merges them reads them all
 
 
 def attend(graph: Graph, target: Target) -> Graph:

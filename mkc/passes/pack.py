@@ -29,7 +29,7 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     bounds, hops, early = [0], [], []
     for queue in schedule.queues:
         last, follows = None, False  # the node that this worker last streamed, and whether that was just now
-        known = set[Place]()  # positions that it has read in this step
+        known = set[Place | None]()  # positions that it has read in this step
         nodes = tasks.graph.nodes
         for place, t in enumerate(queue):
             node = tasks.tasks[t].node
@@ -40,7 +40,7 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
             if follows:
                 position = _position(tasks, t)
                 awaits = position is not None and position not in known
-                known |= {position} if position else set()
+                known.add(position)
                 offset, slots = offsets.get(t, (0, 0))
                 records.append((offset // SLOT_BYTES, slots, place, int(bodies[t]), early[-1], awaits))
                 last = node

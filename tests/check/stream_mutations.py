@@ -94,6 +94,26 @@ def _computing(program: Program) -> Words:
     return np.concatenate([np.arange(*part.tasks) for part in parts])
 
 
+def change_awaits(program: Program, rng: Random) -> Program | None:
+    """Loaders read a position before its step has one, or wait where nothing is to be waited for."""
+    records = _streams(program).records.copy()
+    at = rng.choice(np.flatnonzero(records["slots"] == 0).tolist())
+    records["awaits"][at] = 1 - records["awaits"][at]
+    return _with(program, records=records)
+
+
+def append_for_another(program: Program, rng: Random) -> Program | None:
+    """A cache whose rows come ahead of their tasks is written by the tasks of another part as well."""
+    (meaning,) = program.meanings
+    parts = list(meaning.parts)
+    keyed = [part for part in parts if part.streamed and part.streamed.position]
+    caches = [m for part in keyed for m in part.tiling.omaps if m.tensor.storage.kind is Kind.STATE]
+    at = rng.choice([i for i, part in enumerate(parts) if not part.streamed])
+    tiling = replace(parts[at].tiling, omaps=(*parts[at].tiling.omaps, rng.choice(caches)))
+    parts[at] = replace(parts[at], tiling=tiling)
+    return replace(program, meanings=(replace(meaning, parts=tuple(parts)),))
+
+
 def no_hop(program: Program, rng: Random) -> Program | None:
     hops = _streams(program).hops.copy()
     hops[rng.randrange(len(hops))] = 0
@@ -168,7 +188,7 @@ STREAM_MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
         shift_weights, change_slots, change_place, change_body, drop_record, swap_records, begin_early, disagree_about_early,
-        no_hop, overlap_packs, pack_another_tile, too_much_shared_memory, too_little_input, share_words, redirect_words,
-        swap_streaming_tasks, move_to_another_worker,
+        change_awaits, append_for_another, no_hop, overlap_packs, pack_another_tile, too_much_shared_memory,
+        too_little_input, share_words, redirect_words, swap_streaming_tasks, move_to_another_worker,
     )
 }  # fmt: skip

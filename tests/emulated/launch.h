@@ -50,8 +50,12 @@ static int run_all() {
       if (run(f)) idle = 0;
       left -= f.done;
     }
+    for (Block& b : blocks)
+      if (a_copy_comes(b)) idle = 0;
     if (idle == kPatience) return stuck();
   }
+  for (const Block& b : blocks)
+    if (!b.copies.empty()) return std::puts("a block is gone before a copy into its shared memory"), 2;
   return 0;
 }
 

@@ -44,10 +44,17 @@ struct Warp {  // what its lanes tell each other; of two turns, for some lanes a
   unsigned turn = 0;
   unsigned char told[2][kWarp][64];
 };
+struct Copy {  // on its way
+  unsigned to;
+  const void* from;
+  int bytes;
+  unsigned barrier;
+};
 struct Block {
   std::vector<unsigned char> shared;
   Named named[16];
   std::map<unsigned, Counted> counted;
+  std::vector<Copy> copies;
   Warp warps[kBlock / kWarp];
   alignas(16) float scratch[4224];
   unsigned long long slot = 0;  // of `broadcast`
@@ -147,10 +154,18 @@ T read(const void* p) {
 }
 inline void copy(unsigned to, const void* from, int bytes, unsigned barrier) {
   if (to % 16 || reinterpret_cast<size_t>(from) % 16 || bytes % 16) refuse("a misaligned bulk copy", to);
-  std::memcpy(block().shared.data() + to, from, bytes);
-  Counted& c = block().counted[barrier];
-  c.bytes -= bytes;
-  c.settle();
+  std::memset(block().shared.data() + to, 0xEE, bytes);  // nobody may read it any more
+  block().copies.push_back({to, from, bytes, barrier});
+}
+inline bool a_copy_comes(Block& b) {  // in any order, whenever
+  if (b.copies.empty() || std::rand() % 2) return false;
+  std::swap(b.copies[std::rand() % b.copies.size()], b.copies.back());
+  const Copy c = b.copies.back();
+  b.copies.pop_back();
+  std::memcpy(b.shared.data() + c.to, c.from, c.bytes);
+  b.counted[c.barrier].bytes -= c.bytes;
+  b.counted[c.barrier].settle();
+  return true;
 }
 
 // ---- what the lanes of a warp do together

@@ -84,6 +84,7 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
       }
     }
   }
+
  private:
   MKC_DEVICE static Pair load_pair(const bf16* p) {
     Pair v;
