@@ -106,7 +106,8 @@ def decoded(kind: str, workers: int, streams: bool, steps: int, *starts: int) ->
 
 
 def told(state: State, steps: int, starts: Sequence[int]) -> list[list[int]]:
-    return [state.told(start + 1, steps, row) for row, start in enumerate(starts)]
+    found = state.told()
+    return [found[row, start + 1 : start + 1 + steps].tolist() for row, start in enumerate(starts)]
 
 
 def exact(kind: str, steps: int, *starts: int) -> tuple[list[list[int]], list[torch.Tensor]]:
@@ -185,7 +186,7 @@ def test_a_layer_is_five_streams(golden: Callable[[str, str], None]) -> None:
 )
 def test_what_is_not_understood_stays_as_it_is(kind: str, streams: int, others: list[str]) -> None:
     ops = Counter(node.op for node in streamed(kind).nodes)
-    around = Counter({"gather": 1, "elementwise": 3 if kind == "gpt2" else 5, "stream_argmax": 1, "append": 1, "reduce": 1})
+    around = Counter({"gather": 2, "elementwise": 2 if kind == "gpt2" else 4, "stream_argmax": 1, "append": 1, "reduce": 1})
     assert sum(ops[op] for op in STREAMS) == streams
     assert ops - around - Counter({op: ops[op] for op in STREAMS}) == Counter(others)
 
