@@ -6,14 +6,17 @@ from mkc.passes._uses import Uses, rewritten
 
 
 def at_home(graph: Graph) -> Graph:
-    for number in reversed(range(len(graph.nodes))):
-        if _is_needless(Uses(graph), number):
-            graph = _without(graph, number)
+    while (copy := _needless(Uses(graph))) is not None:
+        graph = _without(graph, copy)
     return graph
 
 
+def _needless(uses: Uses) -> int | None:
+    return next((number for number in range(len(uses.nodes)) if _is_needless(uses, number)), None)
+
+
 def _is_needless(uses: Uses, copy: int) -> bool:
-    """The node copies all of what one other makes into all of a state that nobody looks at or writes in between, or later writes."""
+    """The node copies all of what another makes into all of a state, which nobody looks at in between and nobody else writes."""
     node = uses.nodes[copy]
     if node.op != "elementwise" or node["expr"] != Arg(0) or not _is_whole(node):
         return False
