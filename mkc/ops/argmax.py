@@ -96,8 +96,8 @@ def argmax(b: Builder, x: Tensor, dim: int | None, keepdim: bool, largest: bool)
 
 
 def _search(b: Builder, inputs: tuple[Tensor, ...], shape: Shape, largest: bool, chunk: int) -> Tensor:
-    attrs = {"largest": largest, "chunk": chunk, "candidates": len(inputs) - 1, "epilogue": Arg(0)}
-    return b.emit("argmax", inputs, shape, DType.I64, **attrs)
+    count = len(inputs) - 1
+    return b.emit("argmax", inputs, shape, DType.I64, largest=largest, chunk=chunk, candidates=count, epilogue=Arg(0))
 
 
 def _claim(largest: bool) -> Callable[..., Tensor]:

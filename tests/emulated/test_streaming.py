@@ -7,7 +7,18 @@ from unittest import mock
 import pytest
 import torch
 from emulated.emulator import Emulator
-from laws.test_stream import MODELS, PROMPTS, answers, by_torch, decoded, decoding, reading, steps_for, tiny, told
+from laws.test_stream import (
+    MODELS,
+    PROMPTS,
+    answers,
+    by_torch,
+    decoded,
+    decoding,
+    reading,
+    steps_for,
+    tiny,
+    told,
+)
 
 from mkc.frontend.executable import Executable
 from mkc.targets import cuda
