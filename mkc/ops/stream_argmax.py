@@ -25,13 +25,13 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
 
 
 def tile(node: Node, target: Target) -> Tiling:
-    """A task for each row."""
+    """A task for each row, each on a worker of its own: all have just finished their shares, and nobody waits for another's row."""
     (entries, *extras), place = node.inputs, node.output
     if entries.layout.rank == 2:
         return Tiling((Axis(1),), tuple(map(whole, node.inputs)), (whole(place),))
     rows, along = entries.shape[0], (Split(0), *[None] * (place.layout.rank - 1))
     imaps = (TileMap(entries, (Split(0), None, None)), *along_output(extras, along))
-    return Tiling((Axis(rows, rows),), imaps, (TileMap(place, along),))
+    return Tiling((Axis(rows, rows),), imaps, (TileMap(place, along),), pinned=True)
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from mkc.ops import patterns, registry
 
 MAX_OPERANDS = 12
 MAX_CALLS = 48  # of one expression; operands used twice are written twice, so chains could grow without end
-QUICK = frozenset("add sub mul neg to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
+QUICK = frozenset("add sub mul neg eq ne lt le gt ge to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
 FEW_CALLS = 4  # of quick functions, which are made again for each reader sooner than handed over
-LINE = 64  # bytes that come together
+LINES = 256  # bytes that come as soon as one: a few cache lines
 
 
 def fuse(graph: Graph) -> Graph:
@@ -224,7 +224,7 @@ def _is_quick(node: Node) -> bool:
     """True when computing elements again is worth no more than reading them: few operations, and no more bytes."""
     if node.op != "elementwise" or not _calls(_expr(node, "expr")) <= QUICK or size(_expr(node, "expr")) > FEW_CALLS:
         return False
-    return sum(min(t.nbytes, t.storage.nbytes) for t in node.inputs) <= max(node.output.nbytes, LINE)
+    return sum(min(t.nbytes, t.storage.nbytes) for t in node.inputs) <= max(node.output.nbytes, LINES)
 
 
 def _calls(expr: Expr) -> set[str]:
