@@ -22,6 +22,7 @@ from mkc.targets.kept import settled
 from mkc.targets.kernel import Kernel
 
 MOST_TOGETHER = 16  # sequences in a step
+PROMPT_STEPS = 64  # tokens of a prompt that decoding reads: a step costs its weights once, another kernel a launch, and seconds to make
 Ids = Sequence[int]
 
 
@@ -29,7 +30,9 @@ class CausalLM:
     """A language model in one persistent kernel, greedy.
 
     `batch` is how many sequences at most are decoded together; `max_length` is the room for prompt and answer of each,
-    in tokens; `chunk` is how many prompt tokens one step reads.
+    in tokens; `chunk` is how many prompt tokens one step reads. Where the kernel that decodes does only that, since it
+    streams its weights or has a batch, it reads prompts of up to `prompt_steps` tokens too, one a step; longer ones are read
+    by a kernel of their own.
     """
 
     def __init__(
@@ -40,11 +43,14 @@ class CausalLM:
         batch: int = 1,
         max_length: int | None = None,
         chunk: int = 16,
+        prompt_steps: int = PROMPT_STEPS,
         **given: Any,
     ) -> None:
         refuse_unsupported(model)
         if not 1 <= batch <= MOST_TOGETHER:
             raise InputError(f"batch={batch} must be from 1 to {MOST_TOGETHER} sequences")
+        if prompt_steps < 0:
+            raise InputError(f"prompt_steps={prompt_steps} must be a number of tokens, from 0")
         chosen = options(fallback="error", **given)
         text_config = model.config.get_text_config()
         limit = getattr(text_config, "max_position_embeddings", None) or 2048
@@ -52,6 +58,7 @@ class CausalLM:
         if not 1 < self.max_length <= limit:
             raise InputError(f"max_length={max_length} must be from 2 to the model's {limit} positions")
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
+        self.prompt_steps = prompt_steps
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length, self.chunk, batch)
         target = target_for(chosen, model.device)
@@ -82,7 +89,7 @@ class CausalLM:
 
     @property
     def compilation(self) -> Compilation:
-        """Every stage of the kernel that decodes, which reads prompts as well for one sequence, unless it streams its weights."""
+        """Every stage of the kernel that decodes. For one sequence it has a section for prompts, unless it streams its weights."""
         return self._decoder.compilation
 
     @property
@@ -123,7 +130,7 @@ class CausalLM:
 
     @cached_property
     def _reader(self) -> Executable:
-        """The kernel that reads prompts where that is not the decoder's, made when the first prompt comes."""
+        """The kernel that reads prompts where they have no section in the decoder, made when the first long prompt comes."""
         return self._planned(self._sections[:1], streams=False)
 
     @property
@@ -156,13 +163,14 @@ class CausalLM:
     def generate_ids(self, ids: Ids | Sequence[Ids], max_new_tokens: int = 64) -> list[int] | list[list[int]]:
         """Tokens after `ids`, at most `max_new_tokens`, ending with an end-of-sequence token where one came.
 
-        Of several prompts, of any lengths, each gets the answer that it would get alone. One launch for one sequence; one
-        more for each prompt where decoding streams its weights or the batch is larger, for another kernel reads it then.
+        Of several prompts, of any lengths, each gets the answer that it would get alone. All of it is one launch; where
+        decoding streams its weights or has a batch, and a prompt is longer than `prompt_steps`, one more for each prompt.
         """
         prompts, alone = _several(ids)
         steps = self._begin(prompts, max_new_tokens)
         self._decoder(*[self.state.tensors] * len(steps), steps=steps)
-        answers = [self._answer(row, len(prompt), max_new_tokens) for row, prompt in enumerate(prompts)]
+        told = self.state.told()
+        answers = [self._cut(told[row, len(ids) : len(ids) + max_new_tokens].tolist()) for row, ids in enumerate(prompts)]
         return answers[0] if alone else answers
 
     def trace_ids(self, ids: Ids | Sequence[Ids], max_new_tokens: int = 64) -> Words:
@@ -232,11 +240,14 @@ class CausalLM:
         return Executable(sections, replace(target, streams=target.streams and streams), self.model.device, options.policy)
 
     def _begin(self, prompts: Sequence[Ids], max_new_tokens: int) -> tuple[int, ...]:
-        """Prepare, read the prompts where that is a kernel of its own; the steps of the decoder's sections."""
+        """Prepare, and read long prompts where that is a kernel of its own; the steps of the decoder's sections."""
         self._prepare(prompts, max_new_tokens)
         chunks = [-(-len(ids) // self.chunk) for ids in prompts]
         if len(self._decoder.raised) == len(self._sections):
             return (*chunks, max_new_tokens - 1)
+        longest = max(map(len, prompts))
+        if longest <= self.prompt_steps:
+            return (longest - 1 + max_new_tokens,)
         for row, count in enumerate(chunks):
             self._reader(self.state.row(row), steps=(count,))
         return (max_new_tokens - 1,)
@@ -258,8 +269,8 @@ class CausalLM:
         if not 1 <= len(texts) <= self.batch:
             raise InputError(f"{len(texts)} prompts for a CausalLM with batch={self.batch}, which takes from 1 to {self.batch}")
 
-    def _answer(self, row: int, start: int, count: int) -> list[int]:
-        found = self.state.told(start, count, row)
+    def _cut(self, found: list[int]) -> list[int]:
+        """Tokens up to the first that ends the sequence."""
         ends = [i for i, token in enumerate(found) if token in self.stops]
         return found[: ends[0] + 1] if ends else found
 

@@ -1,16 +1,24 @@
 """Language models: unmodified Hugging Face models answer as in PyTorch, in one launch."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from laws import test_stream as streaming
+from oracle import machine
 
 import mkc
 from mkc.compiler import compile_graphs
+from mkc.frontend.executable import Executable
 from mkc.inspect.account import Explanation
 from mkc.numerics import grade_answer, teacher_forced
 from mkc.targets import cuda
+from mkc.targets.interpreter import Interpreter
 
 transformers = pytest.importorskip("transformers")
 
@@ -134,22 +142,86 @@ def test_a_sequence_that_has_ended_disturbs_nobody_and_all_that_have_end_the_run
     lm = mkc.CausalLM(model, batch=5, max_length=48, chunk=4, workers=2)
     for prompts in (PROMPTS, PROMPTS[1:], PROMPTS[3:]):
         assert lm.generate_ids(prompts, 12) == [expected(model, ids, 12) for ids in prompts]
-    assert lm.state.tensors[2].tolist() == [4, 0, 0, 0, 0]  # the first token ended it: no step was taken
+    assert lm.state.tensors[2].tolist() == [4, 0, 0, 0, 0]  # the first token ended it: no step was taken beyond the prompt
     assert len(expected(model, PROMPTS[0], 12)) == 12
     assert lm.state.tensors[4]
 
 
-def test_a_batch_is_a_launch_for_each_prompt_and_one_more_and_repeats_bit_for_bit() -> None:
+def test_a_batch_is_one_launch_and_repeats_bit_for_bit() -> None:
     lm = mkc.CausalLM(tiny("Qwen3"), batch=3, max_length=32, chunk=8, workers=3)
     first = lm.generate_ids([[1, 2, 3], [4], [5, 6]], 10)
     caches = [c.clone() for c in lm.state.caches]
-    assert lm.launches == 4
+    assert lm.launches == 1
     for policy, workers in (("static", 5), ("dynamic", 2)):
         other = mkc.CausalLM(lm.model, batch=3, max_length=32, chunk=8, policy=policy, workers=workers)
         assert other.generate_ids([[1, 2, 3], [4], [5, 6]], 10) == first
     for _ in range(10):
         assert lm.generate_ids([[1, 2, 3], [4], [5, 6]], 10) == first
         assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(caches, lm.state.caches, strict=True))
+
+
+# ---- who reads prompts
+
+
+def test_a_batch_with_a_long_prompt_is_read_by_a_kernel_of_its_own_a_launch_for_each() -> None:
+    model = tiny("Qwen3")
+    lm = mkc.CausalLM(model, batch=4, max_length=48, chunk=4, workers=2, prompt_steps=4)
+    short = [ids for ids in PROMPTS if len(ids) <= 4]
+    assert lm.generate_ids(short, 6) == [expected(model, ids, 6) for ids in short]
+    assert (lm.launches, "_reader" in vars(lm)) == (1, False)
+    assert lm.generate_ids(PROMPTS, 6) == [expected(model, ids, 6) for ids in PROMPTS]
+    assert (lm.launches, "_reader" in vars(lm)) == (1 + 4 + 1, True)
+
+
+def test_an_end_inside_a_prompt_ends_nothing() -> None:
+    model = tiny("Qwen3")
+    model.generation_config.eos_token_id = [7, 9, 27, 49]  # those of two prompts, first and last ones too
+    told = [expected(model, ids, 12) for ids in PROMPTS]
+    assert mkc.CausalLM(model, batch=4, max_length=48, chunk=4, workers=2).generate_ids(PROMPTS, 12) == told
+    lm = mkc.CausalLM(model, max_length=48, chunk=4, workers=2)
+    assert [lm.generate_ids(ids, 12) for ids in PROMPTS] == told
+
+
+def test_the_shortest_prompt_and_the_longest_answer_fill_the_room_side_by_side() -> None:
+    model = tiny("Qwen3")
+    lm = mkc.CausalLM(model, batch=2, max_length=24, chunk=4, workers=2)
+    prompts = [[3], [*range(1, 13)]]  # the first goes on while the second is answered, and no further
+    assert lm.generate_ids(prompts, 12) == [expected(model, ids, 12) for ids in prompts]
+    assert lm.state.tensors[2].tolist() == [23, 23]
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Kernels are run by the interpreter, those of streaming workers too. It multiplies keys that nobody sees by nothing, but poison
+    times nothing is no number."""
+
+    def kernel(made: Executable) -> Interpreter:
+        return Interpreter(made.compilation.program, [section.tasks for section in made.compilation.sections])
+
+    found = cached_property(kernel)
+    found.__set_name__(Executable, "kernel")
+    no_poison = mock.patch.dict(os.environ, MKC_POISON="0")
+    with no_poison, mock.patch.object(Executable, "kernel", found), mock.patch("mkc.compiler.render"):
+        yield
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_decoding_that_streams_reads_short_prompts_in_its_one_launch(batch: int) -> None:
+    model = streaming.MODELS["qwen3"]()
+    model.generation_config.eos_token_id = 80
+    prompts, target = streaming.PROMPTS[:batch], machine(3, streams=True)
+    told = streaming.by_torch("qwen3", prompts, 4, 80)
+    with interpreted():
+        for steps, launches in ((64, 1), (5, 1), (4, 1 + batch)):
+            lm = mkc.CausalLM(model, batch=batch, max_length=24, chunk=4, target=target, prompt_steps=steps)
+            assert lm.compilation.program.streams
+            assert lm.generate_ids(prompts, 4) == told
+            assert (lm.launches, "_reader" in vars(lm)) == (launches, launches > 1)
+
+
+def test_a_negative_number_of_prompt_steps_is_refused() -> None:
+    with pytest.raises(mkc.InputError, match="prompt_steps=-1 must be a number of tokens"):
+        mkc.CausalLM(tiny("Qwen3"), prompt_steps=-1)
 
 
 def test_logits_of_several_texts_are_each_ones_own() -> None:

@@ -1,7 +1,8 @@
 """A causal language model as two graphs that share their state: reading the prompt, and one step of decoding.
 
 Both are plain modules around an unmodified Hugging Face model, traced like any other. Positions, lengths and the text
-itself are tensors that the kernel reads and writes, so one launch runs a whole answer.
+itself are tensors that the kernel reads and writes, so one launch runs a whole answer. A step of decoding takes its next
+token from the text as long as the prompt goes on, so it can read prompts as well, a token at a time.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mkc.frontend.loading import refuse_beyond_memory
 from mkc.frontend.trace import trace
 
 NOBODY = -1  # the token of a row without a sequence
+FREE = -2  # in the place of a token that is yet to be chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class State:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """text [B, T], length [B], position [B], token [B, 1] (all int64), done (bool), then the caches.
 
-        Position counts the tokens in the cache; token is generated but not yet in the cache; done says that it ends the
-        sequence, or all of them.
+        Position counts the tokens in the cache; token stands there, and is not yet in the cache. From `length` on tokens are
+        chosen, and enter the text a step later, with their keys and values. Done says that one ends the sequence, or all.
         """
         length, position, token, _ = self.words[: 4 * self.batch].view(4, -1)
         done = self.words[4 * self.batch :].view(torch.bool)[0]
@@ -64,18 +66,16 @@ class State:
 
     def prepare(self, prompts: Sequence[Sequence[int]]) -> None:
         """Lay out prompts, at position 0, none done. The caches keep what they hold: it is never read (MKC_POISON)."""
-        self._lay([0] * len(prompts), prompts, [len(ids) for ids in prompts], [0] * len(prompts))
+        self._lay([0] * len(prompts), prompts, [len(ids) for ids in prompts])
         if config.poison():
             for cache in self.caches:
                 cache.fill_(torch.nan)
 
     def stand_at(self, position: int, texts: Sequence[Sequence[int]]) -> None:
-        """Every sequence is read up to `position`, where its text follows."""
-        self._lay([position] * len(texts), texts, [position] * len(texts), [ids[0] for ids in texts])
+        """Every sequence is read up to `position`, where its text follows: of that only the first token is taken as it is."""
+        self._lay([position] * len(texts), texts, [position] * len(texts))
 
-    def _lay(
-        self, starts: Sequence[int], texts: Sequence[Sequence[int]], lengths: Sequence[int], tokens: Sequence[int]
-    ) -> None:
+    def _lay(self, starts: Sequence[int], texts: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
         """Texts from their starts on, which are also their positions."""
         words = torch.zeros(len(self.words), dtype=torch.int64)
         laid = State(words, self.caches)
@@ -83,13 +83,13 @@ class State:
         token.fill_(NOBODY)
         for row, (start, ids) in enumerate(zip(starts, texts, strict=True)):
             laid.text[row, start : start + len(ids)] = torch.tensor(ids)
-            length[row], position[row], token[row] = lengths[row], start, tokens[row]
+            length[row], position[row], token[row] = lengths[row], start, ids[0]
         self.words.copy_(words)
 
-    def told(self, start: int, count: int, row: int = 0) -> list[int]:
-        """Tokens from `start` on, brought to the host."""
-        found: list[int] = self.text[row, start : start + count].tolist()
-        return found
+    def told(self) -> torch.Tensor:
+        """[B, T]: the text of every sequence, the latest token too, brought to the host in one copy."""
+        text, _, position, token, *_ = State(self.words.cpu(), self.caches).tensors
+        return text.scatter(1, position.unsqueeze(1), token)
 
 
 DONE = 4  # the place of `done` among the tensors
@@ -114,10 +114,8 @@ def make_state(model: PreTrainedModel, room: int, chunk: int, batch: int = 1) ->
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
     """The prompt section of one sequence, `chunk` tokens a step, and the decoding section of all, one token a step until `done`."""
     together, device = state.batch > 1, model.device
-    ends = torch.tensor(list(stops) or [NOBODY], dtype=torch.int64, device=device)
+    ends = torch.tensor(sorted({*stops, NOBODY}), dtype=torch.int64, device=device)
     prompt = trace(_Prompt(model, ends, chunk).eval(), state.row(0), {})
-    if together:
-        ends = torch.tensor([*stops, NOBODY], dtype=torch.int64, device=device)
     step = _DecodeTogether(model, ends) if together else _Decode(model, ends)
     decode = trace(step.eval(), state.tensors, {})
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
@@ -206,10 +204,10 @@ class _Step(nn.Module):
         """The most likely of these, [B, 1]."""
         return self.logits(ids, positions, keep, caches)[:, -1].argmax(-1, keepdim=True)
 
-    def take(self, found: torch.Tensor, at: torch.Tensor, text: torch.Tensor, token: torch.Tensor, done: torch.Tensor) -> None:
-        text.index_copy_(1, at, found)
+    def take(self, found: torch.Tensor, ending: torch.Tensor, token: torch.Tensor, done: torch.Tensor) -> None:
+        """Take up tokens [B, 1], with which all is done where each is one of the ends and may end its sequence, [B, ends]."""
         token.copy_(found)
-        done.copy_((found == self.ends).any())
+        done.copy_(ending.sum() == len(found))  # a token is one of the ends at most
 
 
 class _Prompt(_Step):
@@ -227,21 +225,27 @@ class _Prompt(_Step):
         ids = text.index_select(1, positions.clamp(max=text.shape[1] - 1))
         last = (length - 1 - position).clamp(0, self.chunk - 1)
         found = self.next_token(ids, positions, last, caches)
-        self.take(found, length, text, token, done)
+        self.take(found, found == self.ends, token, done)
         position.copy_(torch.minimum(position + self.chunk, length))
 
 
 class _Decode(_Step):
-    """One token through the model, the next one out."""
+    """One token through the model, the next one out: the prompt's while that goes on, then the most likely.
+
+    What does not need the logits stands before the model: between two steps every task counts.
+    """
 
     def forward(
         self, text: torch.Tensor, length: torch.Tensor, position: torch.Tensor, token: torch.Tensor,
         done: torch.Tensor, *caches: torch.Tensor,
     ) -> None:  # fmt: skip
-        found = self.next_token(token, position, 1, caches)
-        following = position + 1
-        self.take(found, following, text, token, done)
-        position.copy_(following)
+        text.index_copy_(1, position, token)
+        coming = text[:, 1:].index_select(1, position)
+        given = torch.where(position + 1 < length, coming, FREE)
+        likely = self.next_token(token, position, 1, caches)
+        found = torch.where(given == FREE, likely, given)
+        self.take(found, (found == self.ends) & (given == FREE), token, done)
+        position.copy_(position + 1)
 
 
 class _DecodeTogether(_Step):
@@ -251,12 +255,15 @@ class _DecodeTogether(_Step):
         self, text: torch.Tensor, length: torch.Tensor, position: torch.Tensor, token: torch.Tensor,
         done: torch.Tensor, *caches: torch.Tensor,
     ) -> None:  # fmt: skip
-        ended = (token == self.ends).any(-1)
-        found = torch.where(ended.unsqueeze(1), token, self.next_token(token, position, 1, caches))
+        text.scatter_(1, position.unsqueeze(1), token)
+        ended = (token == self.ends).any(-1) & (position >= length)
         following = position + torch.logical_not(ended)
-        text.scatter_(1, following.unsqueeze(1), found)
-        token.copy_(found)
-        done.copy_((found == self.ends).any(-1).all())
+        coming = text.gather(1, following.unsqueeze(1))
+        known = (following < length) | (following == position)
+        given = torch.where(known.unsqueeze(1), coming, FREE)
+        likely = self.next_token(token, position, 1, caches)
+        found = torch.where(given == FREE, likely, given)
+        self.take(found, (found == self.ends) & (following >= length).unsqueeze(1), token, done)
         position.copy_(following)
 
 

@@ -1,4 +1,4 @@
-"""y[..., p] = where the largest (or smallest) element of x[..., :] stands: first within chunks, then among the chunks' best."""
+"""y[..., p] = Expr(where the largest (or smallest) element of x[..., :] stands, ...): first in chunks, then among the chunks' best."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -8,10 +8,13 @@ import numpy as np
 from mkc.ir.builder import Builder
 from mkc.ir.cost import cut
 from mkc.ir.dtype import Array, DType
+from mkc.ir.expr import Arg
 from mkc.ir.graph import Node, Tensor
+from mkc.ir.layout import Shape
 from mkc.ir.target import Target
 from mkc.ir.tiling import Split, TileMap, Tiling
 from mkc.ops import Op
+from mkc.ops._epilogue import along_output, finish, stored
 from mkc.ops._rows import by_rows, check_axes, few_rows, last, merged, traffic
 from mkc.ops.reduce import extreme
 
@@ -20,43 +23,56 @@ AHEAD = 8  # elements that a lane reads at once, as in team_first
 
 
 def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
-    """The first of equals; NaN before everything, as numpy has it too. Indices count from their chunk's begin."""
-    x, *candidates = ins
+    """The first of equals; NaN before everything, as numpy has it too. Indices count from their chunk's begin.
+
+    x [..., N], the candidates of its chunks [..., P] if `candidates`, then further operands [..., 1] of the epilogue.
+    """
+    known = 1 + node.integer("candidates")
+    return (finish(node, _places(node, *ins[:known]), ins[known:]),)
+
+
+def _places(node: Node, x: Array, candidates: Array | None = None) -> Array:
     best = np.argmax if node["largest"] else np.argmin
     chunk = node.integer("chunk")
-    if not candidates:
+    if candidates is None:
         parts = range(0, x.shape[-1], chunk)
-        return (np.stack([best(x[..., at : at + chunk], axis=-1) for at in parts], axis=-1),)
-    starts = np.arange(candidates[0].shape[-1]) * chunk
-    places = candidates[0] + starts
+        return np.stack([best(x[..., at : at + chunk], axis=-1) for at in parts], axis=-1)
+    places = candidates + np.arange(candidates.shape[-1]) * chunk
     winner = best(np.take_along_axis(x, places, axis=-1), axis=-1)[..., None]
-    return (np.take_along_axis(places, winner, axis=-1),)
+    return np.take_along_axis(places, winner, axis=-1)
+
+
+def searched(node: Node) -> tuple[Tensor, ...]:
+    """x, and the candidates of its chunks if there are any; what stands behind them is the epilogue's."""
+    return node.inputs[: 1 + node.integer("candidates")]
 
 
 def tile(node: Node, target: Target) -> Tiling:
     """Rows are shared out, and without candidates also the chunks of a row."""
-    x, *candidates, y = merged((*node.inputs, node.output), 0, node.output.layout.rank - 1)
+    x, *others, y = merged((*node.inputs, node.output), 0, node.output.layout.rank - 1)
     rows, chunk = y.layout.rank - 1, node.integer("chunk")
-    if candidates:
+    if node["candidates"]:
         check_axes(node, rows)
-        grid = cut(target, y.shape[:rows], candidates[0].nbytes, flops(node))
-        return Tiling(grid, (by_rows(x, rows), by_rows(candidates[0], rows)), (by_rows(y, rows),))
+        grid = cut(target, y.shape[:rows], others[0].nbytes, flops(node))
+        return Tiling(grid, tuple(by_rows(t, rows) for t in (x, *others)), (by_rows(y, rows),))
     check_axes(node, rows + 1)
     ahead = AHEAD * x.dtype.itemsize
     grid = cut(target, x.shape, traffic(node), flops(node), [*[1] * rows, chunk], ahead)
     along = tuple(Split(d) for d in range(rows))
-    return Tiling(grid, (TileMap(x, (*along, Split(rows))),), (TileMap(y, (*along, Split(rows, chunk))),))
+    kept = (*along, Split(rows, chunk))
+    return Tiling(grid, (TileMap(x, (*along, Split(rows))), *along_output(others, kept)), (TileMap(y, kept),))
 
 
 def flops(node: Node) -> float:
-    return 4.0 * node.inputs[-1].layout.numel
+    return 4.0 * searched(node)[-1].layout.numel
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return ("fold::maximum" if node["largest"] else "fold::minimum", str(node.integer("chunk")))
+    fold = "fold::maximum" if node["largest"] else "fold::minimum"
+    return (*stored(node), fold, str(node.integer("chunk")), str(bool(node["candidates"])).lower())
 
 
-OP = Op("argmax", "ArgMax", tile, reference, arguments, flops)
+OP = Op("argmax", "ArgMax", tile, reference, arguments, flops, stores=True)
 
 
 # ---- claims
@@ -72,11 +88,16 @@ def argmax(b: Builder, x: Tensor, dim: int | None, keepdim: bool, largest: bool)
     *lead, width = rows.shape
     kept = (*lead, 1)
     if width < LONG or prod(lead) > FEW:
-        y = b.emit("argmax", (rows,), kept, DType.I64, largest=largest, chunk=width)
+        y = _search(b, (rows,), kept, largest, width)
     else:
-        best = b.emit("argmax", (rows,), (*lead, -(-width // CHUNK)), DType.I64, largest=largest, chunk=CHUNK)
-        y = b.emit("argmax", (rows, best), kept, DType.I64, largest=largest, chunk=CHUNK)
+        best = _search(b, (rows,), (*lead, -(-width // CHUNK)), largest, CHUNK)
+        y = _search(b, (rows, best), kept, largest, CHUNK)
     return b.reshape(y, shape if keepdim else tuple(lead))
+
+
+def _search(b: Builder, inputs: tuple[Tensor, ...], shape: Shape, largest: bool, chunk: int) -> Tensor:
+    count = len(inputs) - 1
+    return b.emit("argmax", inputs, shape, DType.I64, largest=largest, chunk=chunk, candidates=count, epilogue=Arg(0))
 
 
 def _claim(largest: bool) -> Callable[..., Tensor]:

@@ -9,6 +9,7 @@ from mkc.ir.graph import Graph, Node, Tensor, scratch
 from mkc.ir.target import Target
 from mkc.ops._epilogue import epilogue
 from mkc.ops._streaming import TILE_ROWS
+from mkc.ops.argmax import searched
 from mkc.ops.stream_linear import batch
 from mkc.passes._uses import Uses, rewritten
 
@@ -34,7 +35,7 @@ class _Choice:
 def _choice(uses: Uses, number: int) -> _Choice | None:
     """The stream whose row is read by this argmax alone, or also by the one that finds its candidates."""
     node = uses.nodes[number]
-    row, *candidates = node.inputs
+    row, *candidates = searched(node)
     stream = uses.maker(row, "stream_linear")
     if stream is None or not _is_asked_for_one(uses.nodes[stream], row, node.output):
         return None
@@ -56,7 +57,7 @@ def _finder(uses: Uses, candidates: Tensor, node: Node, number: int) -> int | No
     if finder is None or not uses.is_private(candidates, number) or finder > number:
         return None
     first = uses.nodes[finder]
-    alike = first.inputs == node.inputs[:1] and first.attrs == node.attrs
+    alike = first.inputs == node.inputs[:1] and first["largest"] and first["chunk"] == node["chunk"]
     return finder if alike and first.output == candidates else None
 
 
@@ -75,4 +76,5 @@ def _telling(node: Node, target: Target) -> Node:
 
 def _asking(node: Node, entries: Tensor) -> Node:
     name = node.name.replace("argmax", "stream_argmax")
-    return replace(node, name=name, op="stream_argmax", inputs=(entries,), attrs=())
+    inputs = (entries, *node.inputs[len(searched(node)) :])
+    return replace(node, name=name, op="stream_argmax", inputs=inputs, attrs=(("epilogue", epilogue(node)),))

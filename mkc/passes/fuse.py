@@ -1,7 +1,7 @@
 """Graph -> Graph. Fewer, larger operators: patterns become operators, elementwise work moves into its producer or consumer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mkc.ir.expr import Arg, Call, Const, Expr, size, substitute
@@ -12,9 +12,9 @@ from mkc.ops import patterns, registry
 
 MAX_OPERANDS = 12
 MAX_CALLS = 48  # of one expression; operands used twice are written twice, so chains could grow without end
-QUICK = frozenset("add sub mul neg to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
+QUICK = frozenset("add sub mul neg eq ne lt le gt ge to_float32 to_bfloat16 to_float16 to_int64 to_int32".split())
 FEW_CALLS = 4  # of quick functions, which are made again for each reader sooner than handed over
-LINE = 64  # bytes that come together
+LINES = 256  # bytes that come as soon as one: a few cache lines
 NUMBER = 8  # bytes of the widest
 
 
@@ -62,19 +62,17 @@ def _into_producer(first: Node, then: Node) -> Node | None:
     frame = _frame_of(made, [t for t in then.inputs if t.storage == made.storage])
     if frame is None:
         return None
-    others = [frame(t) for t in then.inputs if t.storage != made.storage]
-    output = frame(then.output)
-    if output is None or None in others:
+    others = _distinct(t for t in then.inputs if t.storage != made.storage)
+    output, seen = frame(then.output), _all(map(frame, others))
+    if output is None or len(seen) < len(others):
         return None
     if not registry()[first.op].stores:
         return replace(first, outputs=(output,))
     own = _expr(first, "epilogue")
     held = _operands(own)
-    new = iter(range(held, held + len(others)))
-    places = [own if t.storage == made.storage else Arg(next(new)) for t in then.inputs]
-    inputs = (*first.inputs, *(t for t in others if t is not None))
+    places = [own if t.storage == made.storage else Arg(held + _place(t, others)) for t in then.inputs]
     epilogue = substitute(expr, lambda arg: places[arg.index])
-    return _with(first, inputs, output, epilogue=epilogue, path=then.path if not first.path else first.path)
+    return _with(first, (*first.inputs, *seen), output, epilogue=epilogue, path=then.path if not first.path else first.path)
 
 
 def _into_consumer(first: Node, then: Node) -> Node | None:
@@ -113,6 +111,18 @@ def _as_producer_sees(first: Node, then: Node, uses: list[Tensor]) -> tuple[tupl
     return (first.inputs, reads, output) if reads and output else ((), (), then.output)
 
 
+def _distinct(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Each once, however often it is read."""
+    found: tuple[Tensor, ...] = ()
+    for t in tensors:
+        found = found if any(_are_same(t, other) for other in found) else (*found, t)
+    return found
+
+
+def _place(tensor: Tensor, among: Sequence[Tensor]) -> int:
+    return next(i for i, other in enumerate(among) if _are_same(tensor, other))
+
+
 def _all(tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
     """All of them, or none."""
     found = tuple(tensors)
@@ -136,14 +146,29 @@ def _expr(node: Node, key: str) -> Expr:
 def _is_sound(node: Node) -> bool:
     """Tasks of one node run in any order, so none may read what another writes."""
     out = node.output
-    return all(t.storage != out.storage or (node.op == "elementwise" and t.layout == out.layout) for t in node.inputs)
+    shared = [t for t in node.inputs if t.storage == out.storage]
+    return not shared or (node.op == "elementwise" and all(_are_same(t, out) for t in shared))
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """True when both show the same elements at the same places; how far they step where there is but one does not matter."""
+    alike = (one.dtype, one.storage, one.shape) == (other.dtype, other.storage, other.shape)
+    return alike and len(set(coalesce([one.layout, other.layout]))) == 1
 
 
 def _is_reasonable(node: Node) -> bool:
     """Small enough to compile well, and with few enough dimensions that lie differently in its tensors for a task."""
     calls = sum(size(_expr(node, key)) for key in ("expr", "epilogue"))
-    alike = [t.layout for t in (*node.inputs, node.output) if t.shape == node.output.shape]
-    return len(node.inputs) <= MAX_OPERANDS and calls <= MAX_CALLS and coalesce(alike)[0].rank <= MAX_AXES
+    return len(node.inputs) <= MAX_OPERANDS and calls <= MAX_CALLS and _axes(node) <= MAX_AXES
+
+
+def _axes(node: Node) -> int:
+    """Of a task of the node: dimensions that lie alike in its tensors are one, as are those of rows of different widths."""
+    out, tensors = node.output, (*node.inputs, node.output)
+    alike = [t.layout for t in tensors if t.shape == out.shape]
+    deep = [t.layout for t in tensors if t.layout.rank == out.layout.rank > 1 and t.shape[:-1] == out.shape[:-1]]
+    rows = [layout.select(layout.rank - 1, 0) for layout in deep]
+    return max(coalesce(alike)[0].rank, 1 + coalesce(rows)[0].rank if rows else 0)
 
 
 def _operands(expr: Expr) -> int:
@@ -202,7 +227,7 @@ def _is_quick(node: Node) -> bool:
     if node.op != "elementwise" or not _calls(_expr(node, "expr")) <= QUICK or size(_expr(node, "expr")) > FEW_CALLS:
         return False
     read = [min(t.nbytes, t.storage.nbytes) for t in node.inputs]
-    return sum(n for n in read if n > NUMBER) <= max(node.output.nbytes, LINE)
+    return sum(n for n in read if n > NUMBER) <= max(node.output.nbytes, LINES)
 
 
 def _calls(expr: Expr) -> set[str]:

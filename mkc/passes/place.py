@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mkc.ir.graph import Graph, Kind, Storage, Tensor
+from mkc.passes._home import at_home
 
 ALIGNMENT = 256  # bytes; a whole cache line everywhere, and what bulk copies ask for
 
@@ -13,6 +14,7 @@ def place(graph: Graph) -> Graph:
 
     Published words are never shared: a reader knows them by their use counts, which another tensor's would confuse.
     """
+    graph = at_home(graph)
     lives = _lives(graph)
     placed: list[tuple[Storage, int]] = []  # with its base
     for storage in sorted(lives, key=lambda s: -s.nbytes):

@@ -408,7 +408,7 @@ def _norm_words(node: Node) -> tuple[Tensor, ...]:
 
 
 def _argmax_words(node: Node) -> tuple[Tensor, ...]:
-    return node.inputs
+    return node.inputs[:1]
 
 
 # what each may poll or publish

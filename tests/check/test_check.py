@@ -112,7 +112,7 @@ def test_a_counter_that_a_later_step_could_fill_is_refused() -> None:
 
 
 def test_two_tensors_in_the_same_bytes_are_refused_though_all_is_in_order() -> None:
-    one, rng = plan("attention-static-2"), Random(0)
+    one, rng = plan("language-static-2"), Random(0)
     overlaid = [made for _ in range(60) if (made := alias_tensors(one.made.program, rng)) is not None]
     assert any("lies there" in said(made, one) for made in overlaid)
 

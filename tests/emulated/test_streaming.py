@@ -8,7 +8,18 @@ from unittest import mock
 import pytest
 import torch
 from emulated.emulator import Emulator
-from laws.test_stream import MODELS, decoded, decoding, tiny, told
+from laws.test_stream import (
+    MODELS,
+    PROMPTS,
+    answers,
+    by_torch,
+    decoded,
+    decoding,
+    reading,
+    steps_for,
+    tiny,
+    told,
+)
 
 from mkc.frontend.executable import Executable
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
@@ -98,3 +109,12 @@ def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp
 def test_several_sequences_in_chunks(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
     with mock.patch("mkc.ops._streaming.MOST_INPUT", 0):
         assert_as_interpreted(kind, workers, starts, tmp_path)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+def test_prompts_are_read_by_steps(prompts: Sequence[Sequence[int]], tmp_path: Path) -> None:
+    state, section = reading("qwen3", prompts, 80, 5)
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=3), torch.device("cpu"))
+    executable.kernel = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    executable(list(state.tensors), steps=[steps_for(prompts, 3)])
+    assert answers(state, prompts, 3, 80, 5) == by_torch("qwen3", prompts, 3, 80, 5)

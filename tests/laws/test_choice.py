@@ -55,6 +55,14 @@ class Shifted(Choice):
         return torch.tanh(x @ self.weight.T) + self.weight[:, 0]
 
 
+class Given(Choice):
+    """The place, unless one is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found, given = self.row(x).argmax(-1), x[:, 0].to(torch.int64)
+        return torch.where(given < 2, found, given) + 3
+
+
 def streamed(model: nn.Module, workers: int = 5) -> Graph:
     return stream(fuse(raised(model, row()).graph), machine(workers, streams=True))
 
@@ -92,6 +100,19 @@ def test_each_of_several_rows_finds_its_own_best(n: int, workers: int) -> None:
         run: Executable = interpreted([raised(model, x)], machine(workers, streams=True), order=Random(workers))
     (places,) = run([x])
     assert torch.equal(places.flatten(), model(x))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_done_to_the_place_is_done_by_who_finds_it(rows: int) -> None:
+    model = Given(weights(100))
+    x = torch.ones(rows, DEPTH, dtype=torch.bfloat16)
+    x[rows // 2, 0] = rows  # of several rows the middle one is given its place
+    graph = stream(fuse(raised(model, x).graph), machine(5, streams=True))
+    assert graph.nodes[-1].op == "stream_argmax"
+    with mock.patch("mkc.compiler.render"):
+        run: Executable = interpreted([raised(model, x)], machine(5, streams=True), order=Random(rows))
+    (places,) = run([x])
+    assert places.tolist() == model(x).tolist()
 
 
 @pytest.mark.parametrize("places", [(3, 4), (90, 97), (0, 99), (5, 50)])

@@ -2,7 +2,10 @@
 
 import torch
 from numerics import assert_as_torch
+from oracle import raised
 from torch import nn
+
+from mkc.passes.fuse import fuse
 
 
 def nodes(fast: object) -> list[str]:
@@ -40,3 +43,13 @@ def test_what_takes_long_is_computed_once() -> None:
 
     fast = assert_as_torch(shared, torch.randn(40))
     assert sum("exp" in node for node in nodes(fast)) == 1
+
+
+class Count(nn.Module):
+    def forward(self, position: torch.Tensor) -> None:
+        position.copy_(position + 1)
+
+
+def test_a_count_goes_on_in_its_place() -> None:
+    (node,) = fuse(raised(Count(), torch.tensor([3])).graph).nodes
+    assert str(node) == "in0:int64[1] = elementwise(in0:int64[1], expr=add(%0, 1))"

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import interpreted, machine, raised
+from torch import nn
 
 from mkc.ir.dtype import DType
 from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
@@ -66,3 +69,43 @@ def test_words_share_with_nobody(graph: Graph) -> None:
     assert all(a.base + a.nbytes <= b.base for a, b in pairwise(words))
     assert all(s.base % ALIGNMENT == 0 and s.base + s.nbytes <= words_bytes(placed) for s in words)
     assert len(placed.storages) == len(graph.storages)
+
+
+# ---- states
+
+
+class Kept(nn.Module):
+    """What becomes the state is looked at as well."""
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        made = x.argmax(-1)
+        state.copy_(made)
+        return made + 1
+
+
+class KeptLate(nn.Module):
+    """The state is looked at before it changes, and after what it will be is known."""
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        made = x.argmax(-1)
+        seen = (state + 1) * made
+        state.copy_(made)
+        return seen
+
+
+def kept(model: nn.Module) -> list[str]:
+    """The operators of the placed plan, once it has been seen to mean what the model does."""
+    x, states = torch.randn(3, 9), [torch.arange(3), torch.arange(3)]
+    run = interpreted([raised(model, x, states[0])], machine(2))
+    (told,) = run([x, states[0]])
+    assert torch.equal(told, model(x, states[1]))
+    assert torch.equal(*states)
+    return [node.op for node in run.compilation.sections[0].placed.nodes]
+
+
+def test_what_a_state_will_hold_is_made_in_it_and_read_from_it() -> None:
+    assert kept(Kept()) == ["argmax", "elementwise"]
+
+
+def test_a_state_that_is_still_looked_at_is_written_later() -> None:
+    assert kept(KeptLate()) == ["argmax", "elementwise", "elementwise"]

@@ -63,6 +63,39 @@ def test_a_long_row_without_anything_but_its_worst_has_its_first_place():
     assert_as_torch(lambda x: (x.argmax(1), x.argmin(1)), x)
 
 
+def chosen(x, given, add):
+    """The likeliest of each row, unless one is given, and more."""
+    found = x.argmax(-1, keepdim=True)
+    return torch.where(given < 0, found, given) * 2 + add
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [50, 5000])  # as a whole, and in chunks
+def test_what_is_done_to_a_place_is_done_where_it_is_found(dtype, width):
+    x = torch.randn(4, width).to(dtype)
+    x[1, 7] = x[1, 40] = x[3, 11] = x[3, width - 1] = 100.0
+    given, add = torch.tensor([[-1], [-1], [7], [-1]]), torch.arange(12).view(3, 4)[1:2].T
+    fast = assert_as_torch(chosen, x, given, add)
+    assert ops(fast) == (["argmax"] if width == 50 else ["argmax", "argmax"])
+    assert_reference_agrees(chosen, x, given, add)
+
+
+def test_a_place_may_become_a_number_of_another_type():
+    x, scale = torch.randn(3, 4, 100), torch.randn(4, 3).T
+    fast = assert_as_torch(lambda x, scale: (x.argmax(-1) == 99, x.argmin(-1).float() * scale), x, scale)
+    assert ops(fast) == ["argmax", "argmax"]
+
+
+def test_operands_that_lie_too_differently_are_left_to_a_node_of_their_own():
+    x, given = torch.randn(2, 2, 2, 2, 2, 2, 9), torch.randn(2, 2, 2, 2, 2, 2)
+    fast = assert_as_torch(lambda x, given: x.argmax(-1) * given.permute(5, 4, 3, 2, 1, 0), x, given)
+    assert ops(fast) == ["argmax", "elementwise"]
+
+
+def ops(fast):
+    return [node.op for node in fast.compilation.sections[0].fused.nodes]
+
+
 def test_extremes_along_a_dimension_come_with_their_places():
     x = torch.randint(0, 9, (3, 100, 5)).float()
     assert_as_torch(lambda x: (*x.max(1), *x.min(-1, keepdim=True), *x.max(0)), x)
