@@ -7,7 +7,9 @@ STRUCTS = {
     "Entry": abi.ENTRY, "Stream": abi.STREAM, "Launch": abi.LAUNCH,
 }  # fmt: skip
 CONSTANTS = {"kMaxAxes": abi.MAX_AXES, "kMaxSections": abi.MAX_SECTIONS, "kEventStride": abi.EVENT_STRIDE}
-NO_FIELDS = {("Task", "body"), ("Task", "waits"), ("Launch", "padding")}  # bit fields have no address
+NO_FIELDS = {("Launch", "padding")} | {  # parts of a word have no address
+    ("Task", "body"), ("Task", "waits"), ("Stream", "body"), ("Stream", "early"), ("Stream", "awaits"),
+}  # fmt: skip
 
 
 def layout_claims() -> str:

@@ -43,57 +43,62 @@ struct AnyAttention
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
     constexpr int kLanes = D > 128 ? 32 : D > 64 ? 16 : D > 32 ? 8 : D > 16 ? 4 : 2;  // some may have nothing to do
     constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
-    const int column = static_cast<uint32>(talk.thread()) % kLanes * 8;
+    const uint32 thread = talk.thread(), column = thread % kLanes * 8, first_row = thread / kLanes;
     Angles cos{}, sin{};
     if (column < Turned) cos.load(p[10 + 2 * Norm], column), sin.load(p[11 + 2 * Norm], column);
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
-      const bool of_q = pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / kLanes) < kGroup;
+      const bool of_q = pass * kRows + first_row < kGroup;
       gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column) : Quad{};
     }
-    talk.let_others_finish();
+    uint32 to[kPasses];
+    MKC_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const uint32 row = pass * kRows + first_row;
+      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
+    }
     float x[kPasses][8] = {};
-    take<kLanes>(talk, p, where, column, x);
+    take<kRows>(talk, p, where, first_row, column, x);
     __syncwarp();
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / kLanes);
+      const uint32 row = pass * kRows + first_row;
       if constexpr (Norm) normalise<kLanes>(x[pass], gains[pass], row <= kGroup);
       if constexpr (Turned > 0) rotate(x[pass], cos, sin, column, row <= kGroup);
       const Quad made = eight(x[pass]);
       if (row >= kGroup + 2 || column >= D) continue;
       const bool of_q = row < kGroup;
-      const uint32 to = talk.input + (of_q ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2);
-      store_shared(to, of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
-      store_shared(to + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
-      if (row >= kGroup && where.owns_new())
+      store_shared(to[pass], of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
+      store_shared(to[pass] + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
+      if (!of_q && where.owns_new())
         *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + column) = made;
     }
   }
 
  private:
   // 8 elements of this thread's rows of q, of k and of v: published ones all at once
-  template <int Lanes, int Passes, class Page, class Where>
-  MKC_DEVICE static void take(Talk<Page>& talk, void* const* p, const Where& where, int column, float (&x)[Passes][8]) {
-    constexpr int kRows = kTalkThreads / Lanes;
-    constexpr bool kPublished = kIsPublished<Q> && kIsPublished<K> && kIsPublished<V>;
-    const auto row_of = [&](int pass) { return column < D ? pass * kRows + static_cast<int>(static_cast<uint32>(talk.thread()) / Lanes) : kGroup + 2; };
-    const int head = where.part * kGroup;
-    if constexpr (kPublished) {
+  template <int Rows, int Passes, class Page, class Where>
+  MKC_DEVICE static void take(Talk<Page>& talk, void* const* p, const Where& where, uint32 first_row, uint32 column, float (&x)[Passes][8]) {
+    const uint32 head = where.part * kGroup;
+    if constexpr (kIsPublished<Q> && kIsPublished<K> && kIsPublished<V>) {
       const uint32 bits = use_bits(talk.use);
       const uint64 old = bits | static_cast<uint64>(bits) << 32;
+      const uint64* from[Passes];
       TwoWords words[Passes];
+      MKC_UNROLL
+      for (int pass = 0; pass < Passes; ++pass) {
+        const uint32 row = pass * Rows + first_row;
+        from[pass] = row < kGroup    ? Q(p[4]).data + ((head + row) * kStep<Q> + column) / 4
+                     : row == kGroup ? K(p[5]).data + (where.head() * kStep<K> + column) / 4
+                                     : V(p[6]).data + (where.head() * kStep<V> + column) / 4;
+      }
+      talk.let_others_finish();
       talk.poll([&] {
         bool all = true;
         MKC_UNROLL
-        for (int pass = 0; pass < Passes; ++pass) {
-          const int row = row_of(pass);
-          const uint64* const from = row < kGroup ? Q(p[4]).data + ((head + row) * kStep<Q> + column) / 4
-                                   : row == kGroup ? K(p[5]).data + (where.head() * kStep<K> + column) / 4
-                                                   : V(p[6]).data + (where.head() * kStep<V> + column) / 4;
-          words[pass] = row < kGroup + 2 ? load_words(from) : TwoWords{old, old};
-        }
+        for (int pass = 0; pass < Passes; ++pass)
+          words[pass] = column < D && pass * Rows + first_row < kGroup + 2 ? load_words(from[pass]) : TwoWords{old, old};
         MKC_UNROLL
         for (int pass = 0; pass < Passes; ++pass) all &= is_of(words[pass], bits);
         return all;
@@ -104,9 +109,10 @@ struct AnyAttention
         x[i / 8][i % 8] *= kUnscaled;
       }
     } else {
+      talk.let_others_finish();
       MKC_UNROLL
       for (int pass = 0; pass < Passes; ++pass) {
-        const int row = row_of(pass);
+        const uint32 row = column < D ? pass * Rows + first_row : kGroup + 2;
         if (row < kGroup) take(talk, Q(p[4]).data + ((head + row) * kStep<Q> + column) / kEach<Q>, x[pass]);
         if (row == kGroup) take(talk, K(p[5]).data + (where.head() * kStep<K> + column) / kEach<K>, x[pass]);
         if (row == kGroup + 1) take(talk, V(p[6]).data + (where.head() * kStep<V> + column) / kEach<V>, x[pass]);
@@ -153,7 +159,7 @@ struct AnyAttention
       if (wanted) x[i] = rounded((Offset::of() == 0.0f ? rounded(x[i] * scale) : x[i] * scale) * (by[i] + Offset::of()));
   }
   // x cos + (-second half, first half) sin
-  MKC_DEVICE static void rotate(float (&x)[8], const Angles& cos, const Angles& sin, int column, bool wanted) {
+  MKC_DEVICE static void rotate(float (&x)[8], const Angles& cos, const Angles& sin, uint32 column, bool wanted) {
     constexpr int kHalf = Turned / 16;  // in lanes
     const bool first_half = column < Turned / 2, turned = wanted && column < Turned;
     const int partner = lane() % 32 + (first_half ? kHalf : -kHalf);
