@@ -77,7 +77,7 @@ def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices
     [
         ("qwen3", 2, 128),  # two blocks, one after the other
         ("gemma2", 5, 127),  # heads of 256, a window, splits of which the window hides all
-        pytest.param("qwen3", 12, 126, marks=pytest.mark.slow),  # a split that is empty at first
+        pytest.param("qwen3", 12, 127, marks=pytest.mark.slow),  # a split that is empty at first
         pytest.param("qwen3", 2, 186, marks=pytest.mark.slow),
         pytest.param("gemma2", 5, 15, marks=pytest.mark.slow),
         pytest.param("qwen2", 3, 127, marks=pytest.mark.slow),  # 14 heads of queries for one of keys
