@@ -109,19 +109,15 @@ struct Loader {
 
   // ---- what bodies ask for
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
-  // The next slot: so many bytes, a multiple of 32, from there. False when nobody will read it. Weights are too many to be
-  // found in the L2 by the next step, and leave it to what is not, as short caches.
-  template <bool IsWeights = false>
+  // The next slot: so many bytes, a multiple of 32, from there. False when nobody will read it.
   MKC_DEVICE bool issue(const void* from, uint32 bytes) {
     const uint32 full = base + Block<Page>::kFull + 8 * slot, empty = full + 8 * Page::kRingSlots, share = bytes / kLoadWarps;
     if (!comes([&] { return barrier_passed(empty, phases & kEmptyOdd); })) return false;
     follow(window());
     keep_pace(bytes);
     if (share) {
-      const uint32 to = base + slot * kSlotBytes + me * share;
       barrier_expect(full, share);
-      if constexpr (IsWeights) bulk_copy(to, static_cast<const uint8*>(from) + me * share, share, full, evict_first());
-      else bulk_copy(to, static_cast<const uint8*>(from) + me * share, share, full);
+      bulk_copy(base + slot * kSlotBytes + me * share, static_cast<const uint8*>(from) + me * share, share, full, evict_first());
     } else {
       barrier_arrive(full);
     }
@@ -134,7 +130,7 @@ struct Loader {
     const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
     for (uint32 n = 0; n < stream.slots; ++n, from += kSlotBytes)
-      if (!issue<true>(from, kSlotBytes)) return false;
+      if (!issue(from, kSlotBytes)) return false;
     return true;
   }
   // How many rows a cache has is known once the first task of the step that asks has got there. It has shown the position
