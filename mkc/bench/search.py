@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from mkc.ir.choices import EDGES
 
 PACES = (0, *range(600, 1201, 100))
-HURRIES = (0, 300, 500, 800, 1200)
 DELAYS = (0, 700, 1000, 1400, 1800, 2200)
 WINDOWS = (2, 3, 4, 6)
 GRAINS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0)
@@ -41,7 +40,7 @@ def pacing(ring_slots: int, paced: bool = True) -> Settings:
     """What may make a difference to a kernel of streaming workers, of `Tuning`."""
     if not paced:
         return {"delay": DELAYS}
-    return {"pace": PACES, "delay": DELAYS, "hurry": HURRIES, "window": (*(w for w in WINDOWS if w < ring_slots), ring_slots)}
+    return {"pace": PACES, "delay": DELAYS, "window": (*(w for w in WINDOWS if w < ring_slots), ring_slots)}
 
 
 def planning(streams: bool, batch: int) -> Settings:

@@ -129,7 +129,7 @@ def _paced(trials: Trials) -> Tuning:
     def measure(tried: Tuning) -> float | None:
         if time.monotonic() > trials.end:
             return None
-        trials.say(f"tuning: window {tried.window}, pace {tried.pace}, delay {tried.delay}, hurry {tried.hurry}")
+        trials.say(f"tuning: window {tried.window}, pace {tried.pace}, delay {tried.delay}")
         kernel.tuning = tried
         return statistics.median(trials.times(TRIED))
 

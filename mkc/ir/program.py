@@ -63,7 +63,7 @@ LAUNCH = np.dtype(
         ("num_sections", "<u4"),
         ("num_events", "<u4"),
         ("steps", "<u4", (MAX_SECTIONS,)),
-        *((name, "<u4") for name in "window pace delay hurry seed".split()),
+        *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
 FIXED_BYTES = 48 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 8) + 6144  # of shared memory, as in block.cuh

@@ -48,7 +48,6 @@ class Tuning:
     window: int = 4  # slots of the ring on their way at once
     pace: int = 0  # cycles from one slot to the next
     delay: int = 1400  # cycles from a worker's own sums to its first look for the others'
-    hurry: int = 0  # cycles from one slot of keys or values to the next
 
 
 UNTUNED = Tuning()
@@ -75,7 +74,7 @@ def launch_words(
     words["num_events"] = program.num_events
     words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
     words["seed"] = seed % 2**32
-    for name in ("window", "pace", "delay", "hurry"):
+    for name in ("window", "pace", "delay"):
         words[name] = getattr(tuning, name)
     return words
 

@@ -16,8 +16,7 @@ MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 
 def guessed(ring_slots: int, bytes_per_ns: float, ghz: float) -> Tuning:
     """Slots at the rate at which one worker reads memory (`bytes_per_ns`). `ghz` is the SM's clock."""
-    pace = round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz)
-    return Tuning(window=min(4, ring_slots), pace=pace, hurry=pace // 2)
+    return Tuning(window=min(4, ring_slots), pace=round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
 
 
 def recalled(program: Program, gpu: str) -> Tuning | None:

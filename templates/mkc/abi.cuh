@@ -100,8 +100,8 @@ struct Launch {
   uint32 window;  // slots that may be on their way at once
   uint32 pace;    // cycles from one slot to the next, at least
   uint32 delay;   // cycles from a worker's own sums to its first look for the others'
-  uint32 hurry;   // the same of keys and values, which few workers may have beside their weights
   uint32 seed;  // delay builds only: another launch is held up elsewhere
+  uint32 padding;
 };
 
 }  // namespace mkc

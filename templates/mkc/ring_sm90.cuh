@@ -84,10 +84,10 @@ struct Loader {
   const Launch& l;
   const uint32 base, me, queue;  // where the worker's tasks begin
   enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4 };  // parities that barriers are awaited at; the first lap is over
-  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, pace, next;        // slot: of the ring, the next to issue
+  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, next;              // slot: of the ring, the next to issue
 
   MKC_DEVICE Loader(const Launch& launch, uint32 memory, uint32 worker, int loader)
-      : l(launch), base(memory), me(loader), queue(launch.bounds[worker]), pace(launch.pace), next(cycles() + l.pace / kLoadWarps * loader) {}
+      : l(launch), base(memory), me(loader), queue(launch.bounds[worker]), next(cycles() + l.pace / kLoadWarps * loader) {}
   MKC_DEVICE void run(uint32 id) {
     const uint32 tasks = l.bounds[id + 1] - queue, begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
     if (begin == end) return;
@@ -142,10 +142,7 @@ struct Loader {
       show_to_copies();
     }
     const Entry& entry = *static_cast<const Entry*>(__cvta_shared_to_generic(place()));
-    pace = l.hurry;
-    const bool open = Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
-    pace = l.pace;
-    return open;
+    return Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
   }
   // Where a task's keys lie is brought while the slots before them are issued.
   MKC_DEVICE void ask(const Stream& of) {
@@ -175,11 +172,11 @@ struct Loader {
     barrier_wait(base + Block<Page>::kFull + 8 * (slot - distance + (before ? Page::kRingSlots : 0)), (phases + 1 + before) & 1);
   }
   MKC_DEVICE void keep_pace(uint32 bytes) {
-    if (!pace) return;
+    if (!l.pace) return;
     uint32 now;
     while (static_cast<int32>((now = cycles()) - next) < 0) {
     }
-    next = (static_cast<int32>(now - next) > 0 ? now : next) + pace * bytes / kSlotBytes;
+    next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace * bytes / kSlotBytes;
   }
 };
 
