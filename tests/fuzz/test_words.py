@@ -43,6 +43,7 @@ READERS = {
     "MKC_DELAY": config.delays,
     "MKC_POISON": config.poison,
     "MKC_CHECK": config.checks,
+    "MKC_TUNED": config.tuned,
 }
 
 
