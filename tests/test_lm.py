@@ -1,6 +1,5 @@
 """Language models: unmodified Hugging Face models answer as in PyTorch, in one launch."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -192,16 +191,14 @@ def test_the_shortest_prompt_and_the_longest_answer_fill_the_room_side_by_side()
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Kernels are run by the interpreter, those of streaming workers too. It multiplies keys that nobody sees by nothing, but poison
-    times nothing is no number."""
+    """Kernels are run by the interpreter, those of streaming workers too."""
 
     def kernel(made: Executable) -> Interpreter:
         return Interpreter(made.compilation.program, [section.tasks for section in made.compilation.sections])
 
     found = cached_property(kernel)
     found.__set_name__(Executable, "kernel")
-    no_poison = mock.patch.dict(os.environ, MKC_POISON="0")
-    with no_poison, mock.patch.object(Executable, "kernel", found), mock.patch("mkc.compiler.render"):
+    with mock.patch.object(Executable, "kernel", found), mock.patch("mkc.compiler.render"):
         yield
 
 

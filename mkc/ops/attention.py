@@ -37,7 +37,7 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     keys = np.arange(k.shape[2])
     scores = q @ k.swapaxes(-1, -2) * np.float32(node.number("scale"))
     if len(rest) > (parts(node) > 1):
-        scores = scores + _penalty(rest[0], keys, window(node))
+        scores, v = _limited(scores, v, rest[0], keys, window(node))
     if parts(node) == 1:
         sums, _, total = _weighted(scores, v)
         return (np.where(total == 0, 0, sums / np.where(total == 0, 1, total)),)
@@ -53,12 +53,15 @@ def _weighted(scores: Array, v: Array) -> tuple[Array, Array, Array]:
         return weights @ v, top, weights.sum(-1, keepdims=True)
 
 
-def _penalty(limit: Array, keys: Array, window: int) -> Array:
-    """What a limit adds to the scores."""
+def _limited(scores: Array, v: Array, limit: Array, keys: Array, window: int) -> tuple[Array, Array]:
+    """The scores that count, and the values of keys that some row sees: others may be anything, as where a cache is empty."""
     if limit.ndim == 3:
         last = limit[..., None]
         limit = (keys <= last) & (keys > last - window) if window else keys <= last
-    return np.where(limit, np.float32(0), np.float32(-np.inf)) if limit.dtype == np.bool_ else limit
+    hides = limit.dtype == np.bool_
+    seen = np.broadcast_to(limit if hides else ~np.isneginf(limit), scores.shape)
+    scores = np.where(seen, scores if hides else scores + limit, np.float32(-np.inf))
+    return scores, np.where(seen.any(axis=-2, keepdims=True).swapaxes(-1, -2), v, np.float32(0))
 
 
 def tile(node: Node, target: Target) -> Tiling:

@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numerics import FLOATS, assert_as_torch, assert_close_to_float64, assert_reference_agrees
-from oracle import machine
+from oracle import interpreted, machine
 from torch import nn
 
 import mkc
+from mkc.frontend.convert import convert
+from mkc.frontend.trace import trace
 
 
 def heads(batch, count, rows, depth, dtype=torch.float32):
@@ -75,6 +77,15 @@ def test_keys_that_no_row_sees_are_not_read(dtype, adds, rows, count, depth):
         assert_close_to_float64(fast(q, unseen, unseen, _mask(sees, adds, dtype)), grouped, q, k, k, _mask(sees, adds, dtype))
     nothing = fast(q, torch.full_like(k, torch.nan), torch.full_like(k, torch.nan), _mask(number < 0, adds, dtype))
     assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("count", [48, 700])
+def test_nor_does_the_reference_read_them(adds, count):
+    q, k, sees = heads(1, 4, 3, 32), heads(1, 2, count, 32), torch.arange(count)[None, None, None] < 40
+    mask, unseen = _mask(sees, adds, torch.float32), k.masked_fill(~sees.mT, torch.nan)
+    meaning = interpreted([convert(trace(grouped, (q, k, k, mask), {}))], machine(5))
+    assert_close_to_float64(meaning([q, unseen, unseen, mask])[0], grouped, q, k, k, mask)
 
 
 def _mask(sees, adds, dtype):
