@@ -61,7 +61,8 @@ def _limited(scores: Array, v: Array, limit: Array, keys: Array, window: int) ->
     hides = limit.dtype == np.bool_
     seen = np.broadcast_to(limit if hides else ~np.isneginf(limit), scores.shape)
     scores = np.where(seen, scores if hides else scores + limit, np.float32(-np.inf))
-    return scores, np.where(seen.any(axis=-2, keepdims=True).swapaxes(-1, -2), v, np.float32(0))
+    somewhere: Array = np.max(seen, axis=-2)  # [B, H, T]
+    return scores, np.where(somewhere[..., None], v, np.float32(0))
 
 
 def tile(node: Node, target: Target) -> Tiling:
