@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import machine
@@ -281,8 +282,18 @@ def test_a_damaged_tuning_is_ignored(
 
 
 def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
-    assert tuning.guessed(11, 4650 / 132, 1.98) == Tuning(4, 783, 1400)
-    assert tuning.guessed(3, 10.0, 2.0).window == 3
+    assert tuning.guessed(having(11, 4), 4650 / 132, 1.98) == Tuning(4, 783, 1400)
+    assert tuning.guessed(having(3, 1), 10.0, 2.0).window == 3
+
+
+def test_long_shares_are_not_paced() -> None:
+    """Of the weights: attention's records have no slots of their own."""
+    assert tuning.guessed(having(11, 22, 0, 0, 0), 35.0, 1.98).pace > 0
+    assert tuning.guessed(having(11, 35, 0, 0, 0), 35.0, 1.98) == Tuning(4, 0, 1400)
+
+
+def having(ring_slots: int, *slots: int) -> Any:
+    return SimpleNamespace(ring_slots=ring_slots, records=np.array([(n,) for n in slots], [("slots", "<u4")]))
 
 
 def test_the_pace_is_searched_by_running_the_kernel_with_it(streaming: Compilation, monkeypatch: pytest.MonkeyPatch) -> None:

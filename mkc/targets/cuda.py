@@ -392,7 +392,7 @@ class CudaKernel:
         if not self.program.streams:
             return Tuning()
         chip = self._chip
-        return tuning.guessed(self.program.streams.ring_slots, chip.bytes_per_ns / chip.sms, chip.ghz)
+        return tuning.guessed(self.program.streams, chip.bytes_per_ns / chip.sms, chip.ghz)
 
     def launch(self, addresses: Sequence[int], steps: Sequence[int], stream: int = 0) -> None:
         """Run all sections on a CUDA stream; returns when the last worker has left.
