@@ -1,7 +1,6 @@
 """A machine -> Costs. A second of two small programs: a long read, by one worker and by all; a chain of tasks, on one and between two."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +18,7 @@ READ_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}  # more than a cache holds
 WIDTH, LINKS = 16, 32  # of a chain: elements that a task reads and writes, tasks on each worker in a step
 REPEATS = 5
 LEAST_NS = 1.0  # a difference of noise
+MOST_STEPS = 1 << 16  # more in a launch than in another
 
 
 def measure(device: torch.device) -> Costs:
@@ -28,9 +28,9 @@ def measure(device: torch.device) -> Costs:
     nbytes = READ_BYTES[device.type]
     with torch.no_grad():
         read, row = _Read(nbytes, device).eval(), torch.zeros(1, nbytes // (4 * DEPTH), device=device)
-        alone, together = (nbytes / _step_ns(read, row, replace(target, workers=n), (1, 3)) for n in (1, target.workers))
+        alone, together = (nbytes / _step_ns(read, row, replace(target, workers=n)) for n in (1, target.workers))
         chain, link = _Chain(device).eval(), torch.zeros(1, WIDTH, device=device)
-        task, both = (_step_ns(chain, link, replace(target, workers=n), (1, 65)) / LINKS for n in (1, 2))
+        task, both = (_step_ns(chain, link, replace(target, workers=n)) / LINKS for n in (1, 2))
     return Costs(alone, together, task, max(both - task, LEAST_NS))
 
 
@@ -60,15 +60,22 @@ class _Chain(nn.Module):
         state.copy_(row)
 
 
-def _step_ns(module: nn.Module, state: torch.Tensor, target: Target, counts: Sequence[int]) -> float:
-    """Of one step: what more steps in a launch take longer."""
+def _step_ns(module: nn.Module, state: torch.Tensor, target: Target) -> float:
+    """Of one step: what more steps in a launch take longer, so many that they take longer than a launch with one of them. On a
+    busy machine the difference would be noise otherwise."""
     run = Executable([convert(trace(module, (state,), {}), "fit", loops=True)], target, state.device)
-    few, many = (min(_launch_ns(run, state, steps) for _ in range(REPEATS)) for steps in counts)
-    return max(many - few, LEAST_NS) / (counts[1] - counts[0])
+    one, more = _launch_ns(run, state, 1), 2
+    while (taken := _launch_ns(run, state, 1 + more) - one) < one and more < MOST_STEPS:
+        more *= 2
+    return max(taken, LEAST_NS) / more
 
 
 def _launch_ns(run: Executable, state: torch.Tensor, steps: int) -> int:
-    """A launch ends when the last worker has left, on a GPU too."""
-    start = time.perf_counter_ns()
-    run([state], steps=[steps])
-    return time.perf_counter_ns() - start
+    """The shortest of a few launches. One ends when the last worker has left, on a GPU too."""
+
+    def once() -> int:
+        start = time.perf_counter_ns()
+        run([state], steps=[steps])
+        return time.perf_counter_ns() - start
+
+    return min(once() for _ in range(REPEATS))
