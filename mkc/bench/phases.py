@@ -15,6 +15,7 @@ import torch
 from mkc.bench import models
 from mkc.bench.baselines import FIRST
 from mkc.bench.run import room
+from mkc.inspect.timeline import repeats
 from mkc.ir.program import Program, Words
 from mkc.lm import CausalLM
 
@@ -44,7 +45,8 @@ def phases(stamps: Words, program: Program) -> list[Phase]:
 
 def _operators(stamps: Words, program: Program) -> Iterator[tuple[str, Words]]:
     """Each operator's runs of one step."""
-    step = _repeats(stamps)
+    stamps = np.sort(stamps, order=("taken", "worker"))
+    step = repeats(stamps["task"])
     names = np.array([name.partition("[")[0] for name in program.names])
     labels = np.array([f"{program.bodies[body].header} {body}" for body in program.tasks["body"]])
     groups: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -52,15 +54,6 @@ def _operators(stamps: Words, program: Program) -> Iterator[tuple[str, Words]]:
         groups[int(step[i]), str(names[stamp["task"]])].append(i)
     for members in groups.values():
         yield str(min(labels[stamps["task"][members]])), stamps[members]
-
-
-def _repeats(stamps: Words) -> Words:
-    """How often a stamp's task had run before."""
-    order = np.lexsort((stamps["taken"], stamps["task"]))
-    ranked = stamps["task"][order]
-    step = np.empty(len(stamps), np.int64)
-    step[order] = np.arange(len(stamps)) - np.searchsorted(ranked, ranked, side="left")
-    return step
 
 
 def table(found: list[Phase]) -> str:

@@ -65,7 +65,7 @@ class _Runs:
         stamps = np.sort(np.asarray(stamps), order=("taken", "worker"))
         return _Runs(
             stamps,
-            _repeats(stamps["task"]),
+            repeats(stamps["task"]),
             _sections(program)[stamps["task"]],
             int(stamps["taken"].min()) if len(stamps) else 0,
             tuple(body.header for body in program.bodies),
@@ -84,7 +84,7 @@ class _Runs:
         return [int(t) - self.start for t in times]
 
 
-def _repeats(tasks: Words) -> Words:
+def repeats(tasks: Words) -> Words:
     """For each entry, how often its value came before it."""
     order = np.argsort(tasks, kind="stable")
     ranked = tasks[order]

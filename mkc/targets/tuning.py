@@ -11,7 +11,7 @@ from mkc.targets import kept
 from mkc.targets.kernel import Tuning
 
 HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker that fell behind can catch up
-LONG = 2  # rings of weights in a share: Qwen3-8B's have 3 and are read 1 % sooner unpaced, Llama-3.2-1B's 1 and 1 % later
+LONG = 2  # rings of weights in a share: on an H100 Qwen3-8B's, of 3, are read 1 % sooner unpaced, Llama-3.2-1B's, of 1, 1 % later
 MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 
 
