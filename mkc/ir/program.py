@@ -66,7 +66,7 @@ LAUNCH = np.dtype(
         *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
-FIXED_BYTES = 48 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 8) + 6144  # of shared memory, as in block.cuh
+FIXED_BYTES = 64 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 8) + 6144  # of shared memory, as in block.cuh
 Words = NDArray[Any]
 
 

@@ -114,7 +114,7 @@ struct Attend {
     Tiles<D, Page> tiles{c};
     int first = where.begin();
     if (first >= where.cached) tiles.nothing();
-    if (where.is_empty()) return meet(kInputReady, kBothThreads);
+    if (where.is_empty()) return c.pass_by();
     const bf16* const keys = cache_of(entry.operands, where, false);
     const bf16* const values = cache_of(entry.operands, where, true);
     const Fragment at = c.place();
@@ -144,14 +144,15 @@ struct Attend {
       if ((first = where.then(first)) >= where.keys()) break;
     }
     keep(c.input, at, found);
-    arrive(kSumsReady, kBothThreads);
+    c.sums_are_ready();
   }
-  // What a lane knows of heads t and t + 4: the highest score and its part of the total; and sums of heads 2t and 2t + 1.
+  // What a lane knows of heads t and t + 4: the highest score; and of heads 2t and 2t + 1, in its first two rows: the total, and
+  // sums of 64 dims at a time.
   struct Found {
-    float top[kFours], total[kFours], out[kSixties][4][4] = {};
+    float top[kFours], total[4] = {}, out[kSixties][4][4] = {};
     MKC_DEVICE Found() {
       MKC_UNROLL
-      for (int h = 0; h < kFours; ++h) top[h] = kLeast, total[h] = 0.0f;
+      for (int h = 0; h < kFours; ++h) top[h] = kLeast;
     }
   };
   // The keys of a tile, from `first` on: p, their weights against the highest score so far, as a b operand. What was found
@@ -178,16 +179,19 @@ struct Attend {
       for (int bit = 4; bit < 32; bit *= 2) highest = max(highest, __shfl_xor_sync(0xFFFFFFFFu, highest, bit));
       shrink[h] = exp2(top - highest), top = highest;
       weights[h] = pair_of(exp2(s[0] - highest), exp2(s[1] - highest));
-      found.total[h] = found.total[h] * shrink[h] + (low(weights[h]) + high(weights[h]));
       if (place >= 0 && place % 8 == g && place < kTile && 4 * h + t < kGroup)
         store_shared(input + kNewWeight + (4 * h + t) * 4, place < 8 ? low(weights[h]) : high(weights[h]));
     }
     const uint32 even = of_head(weights, g / 4, 2 * t * 4 + g % 4), odd = of_head(weights, g / 4, (2 * t + 1) * 4 + g % 4);
     p[0] = permuted<0x5410>(even, odd), p[1] = permuted<0x7632>(even, odd);
-    if (!again) return;
-    const float one = of_head(shrink, t / 2, 2 * t % 4), two = of_head(shrink, t / 2, 2 * t % 4 + 1);
-    MKC_UNROLL
-    for (int i = 0; i < kSixties * 16; ++i) found.out[i / 16][i / 4 % 4][i % 4] *= i % 2 ? two : one;
+    if (again) {
+      const float one = of_head(shrink, t / 2, 2 * t % 4), two = of_head(shrink, t / 2, 2 * t % 4 + 1);
+      found.total[0] *= one, found.total[1] *= two;
+      MKC_UNROLL
+      for (int i = 0; i < kSixties * 16; ++i) found.out[i / 16][i / 4 % 4][i % 4] *= i % 2 ? two : one;
+    }
+    constexpr uint32 kOnes = 0x3F803F80u;
+    multiply(found.total, Quad{kOnes, kOnes, kOnes, kOnes}, p[0], p[1]);
   }
   // What a lane holds of the heads from 4 `four` on. Columns for which there is no head get any.
   template <class T>
@@ -202,16 +206,12 @@ struct Attend {
   MKC_DEVICE static void keep(uint32 input, const Fragment& at, Found& found) {
     const int warp = at.warp, g = at.row, t = at.column;
     MKC_UNROLL
-    for (int h = 0; h < kFours; ++h) {
-      MKC_UNROLL
-      for (int bit = 4; bit < 32; bit *= 2) found.total[h] += __shfl_xor_sync(0xFFFFFFFFu, found.total[h], bit);
-      if (g != 0 || 4 * h + t >= kGroup) continue;
-      store_shared(input + kTops + ((4 * h + t) * kComputeWarps + warp) * 4, found.top[h]);
-      store_shared(input + kTotals + ((4 * h + t) * kComputeWarps + warp) * 4, found.total[h]);
-    }
+    for (int h = 0; h < kFours; ++h)
+      if (g == 0 && 4 * h + t < kGroup) store_shared(input + kTops + ((4 * h + t) * kComputeWarps + warp) * 4, found.top[h]);
     MKC_UNROLL
     for (int of = 0; of < 2; ++of) {
       if (2 * t + of >= kGroup) continue;
+      if (g == 0) store_shared(input + kTotals + ((2 * t + of) * kComputeWarps + warp) * 4, found.total[of]);
       const uint32 sums = input + kResults + ((warp * kGroup + 2 * t + of) * D + 8 * g) * 4;
       MKC_UNROLL
       for (int i = 0; i < kSixties * 2; ++i) {

@@ -18,7 +18,7 @@ constexpr int kMostLoadWarps = 2, kPositions = 16;  // that there is room for: e
 
 // Named barriers. Compute warps wait where the talking warps arrive, and the other way round.
 enum Meeting : int {
-  kInputReady = 1,  // talk -> compute: the input lies in shared memory
+  kInputReady = 1,  // talk -> compute: the input lies in shared memory, or may be laid there
   kSumsReady = 2,   // compute -> talk: so do the sums
   kSumsTaken = 3,   // talk -> compute: the next round of sums may be written
   kStepBegins = 4,  // talk -> compute: whether there is another step
@@ -33,7 +33,9 @@ struct Block {
   static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
   static constexpr int kGo = kControl + 32, kClosed = kControl + 36;  // whether there is another step, and whether there is none
   static constexpr int kReached = kControl + 40;                      // the last task that kept a position: its number, plus one
-  static constexpr int kKept = kControl + 48;                         // positions, each with its address
+  static constexpr int kUse = kControl + 44;                          // of every published word in this step
+  static constexpr int kCame = kControl + 48;                         // when compute warps had their input, in 8 bytes
+  static constexpr int kKept = kControl + 64;                         // positions, each with its address
   static constexpr int kBrought = kKept + 16 * kPositions, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
   static constexpr int kTasks = kDone + 8 * kEntries, kAsked = kTasks + kEntries * int(sizeof(Entry));
   static constexpr int kAnswered = kAsked + kMostLoadWarps * int(sizeof(Entry));  // barriers of the loaders' entries

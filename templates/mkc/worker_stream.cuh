@@ -2,9 +2,8 @@
 // tasks to come. The page says which ring.
 #pragma once
 
-#include <mkc/arch/stream.cuh>
+#include <mkc/polls.cuh>
 #include <mkc/positions.cuh>
-#include <mkc/worker.cuh>
 
 namespace mkc {
 
@@ -28,13 +27,14 @@ struct Fragment {  // where a thread stands among the compute warps, and in the 
 
 // What a body's compute part knows: where it stands among the compute warps, the ring, and shared memory.
 template <class Page>
-struct Compute {
+struct Compute : Polls<Page> {
   Ring<Page> ring;
   uint32 base, input, sums;  // shared addresses
   int warp, lane;
   uint32 number = 0, early = 0;  // of the task among all that this worker has run; whether it may begin before its input
   MKC_DEVICE Compute(const Launch& l, uint32 base, uint32 id, int warp, int lane)
-      : ring(l, base, id, warp, lane),
+      : Polls<Page>(l, id),
+        ring(l, base, id, warp, lane),
         base(base),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
@@ -51,25 +51,46 @@ struct Compute {
     if (!early) meet(kTaskBegins, kBothThreads);
     return Tasks<Page>{base}.await(number);
   }
+  // The task, once the talking warps are done with the one before. Its input these warps bring themselves.
+  MKC_DEVICE const Entry& begin_alone() {
+    meet(kInputReady, kBothThreads);
+    const Entry& entry = Tasks<Page>{base}.await(number);
+    this->hops = entry.hops, this->index = entry.index;
+    return entry;
+  }
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
+  MKC_DEVICE void input_came() const {
+    if (!Page::kTrace || warp + lane > 0) return;
+    const uint64 now = clock_ns();
+    store_shared(base + Block<Page>::kCame, Pair{static_cast<uint32>(now), static_cast<uint32>(now >> 32)});
+  }
+  MKC_DEVICE void sums_are_ready() {
+    arrive(kSumsReady, kBothThreads);
+    this->since = cycles();
+  }
+  MKC_DEVICE void pass_by() {  // nothing to do: only meet the talking warps, who have found the same
+    meet(kInputReady, kBothThreads);
+    this->since += this->l.delay;
+  }
 };
 
 // What a body's talking part knows.
 template <class Page>
-struct Talk {
+struct Talk : Polls<Page> {
+  using Polls<Page>::l;
+  using Polls<Page>::since;
+  using Polls<Page>::index;
   Worker<Page>& worker;
   uint32 base, input, sums;
   uint32 begin, end;   // the worker's queue
   uint32 number = 0;   // of this task among all that this worker has run
-  uint32 use = 0;      // of every published word that is written or read in this step
-  uint32 since = 0;    // cycles when the last sums were ready
   uint32 turn = 0;     // which of two places the parts of the next total go to
   uint64 ready = 0;
-  uint32 hops = 1, index = 0;
-  bool early = false, aborted = false;
+  bool early = false;
 
   MKC_DEVICE Talk(Worker<Page>& w, uint32 base, uint32 begin, uint32 end)
-      : worker(w),
+      : Polls<Page>(w.l, w.id),
+        worker(w),
         base(base),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
@@ -95,42 +116,18 @@ struct Talk {
     since = cycles();
     dawdle(2);
   }
+  MKC_DEVICE void input_came() {  // to the compute warps, who brought it
+    if (!Page::kTrace) return;
+    const Pair when = load_shared_pair(base + Block<Page>::kCame);
+    ready = static_cast<uint64>(when.y) << 32 | when.x;
+  }
   MKC_DEVICE void sums_are_taken() { arrive(kSumsTaken, kBothThreads); }
   MKC_DEVICE void pass_by() {  // nothing to do: only meet the compute warps, who have found the same
     meet(kInputReady, kBothThreads);
-    since += worker.l.delay;
-  }
-  MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
-    const int32 delay = static_cast<int32>(worker.l.delay * hops);
-    while (static_cast<int32>(cycles() - since) < delay) {
-    }
-  }
-  // Try until it works. An aborted launch goes on without waiting, on whatever it has, to the end of its step.
-  template <class Try>
-  MKC_DEVICE void poll(Try attempt) {
-    uint64 start = 0;
-    for (uint32 spins = 0; !attempt() && !aborted; ++spins)
-      if (spins % 1024 == 1023) aborted = gives_up(start);
-  }
-  MKC_DEVICE bool gives_up(uint64& start) {
-    if (load_relaxed(worker.aborted())) return true;
-    const uint64 now_ns = clock_ns();
-    if (start == 0) start = now_ns;
-    if (now_ns - start <= worker.l.deadline_ns) return false;
-    give_up(kUnpublished);
-    return true;
+    since += l.delay;
   }
   MKC_DEVICE void report(uint32 misfit) {
-    if (misfit && !aborted) [[unlikely]] give_up(kMisfit), aborted = true;
-  }
-  MKC_DEVICE void give_up(uint32 reason) const {
-    seldom(worker.l, worker.id, worker.step, index, use, reason);
-  }
-  // Out of the way of what is run at every task.
-  MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 step, uint32 task, uint32 use, uint32 reason) {
-    Worker<Page> worker(l, id);
-    worker.step = step;
-    worker.fail(task, 0, use - 1, use, reason);
+    if (misfit && !this->aborted) [[unlikely]] this->give_up(kMisfit), this->aborted = true;
   }
   // The sum of a value over the talking threads, in two halves: everyone gives its part, and the sum is there for all once
   // the sums of the compute warps are. Two places take turns, so that nobody overwrites what another has yet to read.
@@ -220,6 +217,7 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
   for (uint32 first = 0;; first += l.bounds[id + 1] - l.bounds[id]) {
     meet(kStepBegins, kBothThreads);
     if (!load_shared_word(base + Block<Page>::kGo)) break;
+    c.use = load_shared_word(base + Block<Page>::kUse);
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
@@ -284,6 +282,7 @@ struct Talker {
       if (lane() < kPositions) forget_position<Page>(talk.base, lane());
       if (lane() == 0) {
         store_shared(talk.base + Block<Page>::kGo, static_cast<uint32>(go));
+        store_shared(talk.base + Block<Page>::kUse, used + worker.step + 1);
         if (!go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
       }
       meet(kStepBegins, kBothThreads);

@@ -3,6 +3,7 @@
 
 #include <mkc/best.cuh>
 #include <mkc/expr.cuh>
+#include <mkc/merge.cuh>
 #include <mkc/rows.cuh>
 #include <mkc/worker_stream.cuh>
 
@@ -86,8 +87,9 @@ struct Sums {  // of a tile: two chains, so that one mma need not wait for the o
   }
 };
 
-template <int Tiles, int F, class Page>
-MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
+// `await_input` returns when the input lies in shared memory.
+template <int Tiles, int F, class Page, class Await>
+MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
   using P = Passage<Tiles, F>;
   constexpr bool kPairs = F % 2 == 0;
   const Fragment at = c.place();
@@ -98,7 +100,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
-  meet(kInputReady, kBothThreads);
+  await_input();
   if constexpr (P::kHeld) {
     Inputs<F, F> x;
     x.take(input, 0);
@@ -177,7 +179,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
       if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
     }
   }
-  arrive(kSumsReady, kBothThreads);
+  c.sums_are_ready();
 }
 
 // Four neighbouring elements of an extra operand, [1, N], or of a row of one.
@@ -292,7 +294,10 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments>(c);
+    multiply_tiles<Tiles, Fragments>(c, [&] {
+      if constexpr (Merge > 0) MergedRow<Depth, Fragments, Heads, Merge>::bring(c, c.begin_alone().operands);
+      else meet(kInputReady, kBothThreads);
+    });
   }
 
   // Two tasks earlier: what only this task reads is seldom near.
@@ -310,7 +315,7 @@ struct StreamLinear {
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f;
-    if constexpr (Merge > 0) merge(talk, p);
+    if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
     else if constexpr (Centred) scale = centred(talk, p);
     else input(talk, p);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
@@ -319,6 +324,7 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
+      if (Merge > 0 && round == 0) talk.input_came();
       if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
       if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
@@ -485,85 +491,6 @@ struct StreamLinear {
       const int column = first + j * kTalkThreads;
       v[j] = column < Depth / 8 ? load_quad(x.data + column * 8) : Quad{};
     }
-  }
-
-  // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
-  template <class Page>
-  MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p) {
-    constexpr int kBoth = kColumns <= 2 ? kColumns : 2, kTogether = Merge < 3 ? Merge : 3;
-    const int64 blocks = talk.position(p[3]) / kKeyBlock + 1;
-    const int splits = static_cast<int>(blocks < Merge ? blocks : Merge);
-    talk.let_others_finish();
-    MKC_NO_UNROLL
-    for (int first = talk.thread(); first < kColumns * kTalkThreads; first += kBoth * kTalkThreads) {
-      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth] = {};
-      MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) top[j] = kLeast;
-      MKC_NO_UNROLL
-      for (int from = 0; from < splits; from += kTogether) {
-        TwoWords v[kBoth][kTogether];
-        uint64 level[kBoth][kTogether];
-        await_parts(talk, p, first, from, splits, v, level);
-        MKC_UNROLL
-        for (int j = 0; j < kBoth; ++j) {
-          float highest = top[j];
-          MKC_UNROLL
-          for (int s = 0; s < kTogether; ++s) highest = max(highest, level_of(level[j][s]));
-          const float shrink = exp2(top[j] - highest);
-          top[j] = highest, weight[j] *= shrink;
-          MKC_UNROLL
-          for (int i = 0; i < 8; ++i) sum[j][i] *= shrink;
-          MKC_UNROLL
-          for (int s = 0; s < kTogether; ++s) {
-            if (from + s >= splits) break;
-            const float part = exp2(level_of(level[j][s]) - highest);
-            float value[8];
-            eight(values(v[j][s]), value);
-            weight[j] += part;
-            MKC_UNROLL
-            for (int i = 0; i < 8; ++i) sum[j][i] += part * value[i];
-          }
-        }
-      }
-      MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) {
-        const int column = first + j * kTalkThreads;
-        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
-        MKC_UNROLL
-        for (int i = 0; i < 8; ++i) sum[j][i] *= by;
-        if (column < kPadded / 8) store_shared(talk.input + column * 16, column < Depth / 8 ? eight(sum[j]) : Quad{});
-      }
-    }
-    talk.input_is_ready();
-  }
-  MKC_DEVICE static float level_of(uint64 word) { return __uint_as_float(static_cast<uint32>(word >> 32)); }
-  // Splits [from, from + Splits) of columns first, first + kTalkThreads, ...: those that exist, each asked for until it is there.
-  template <int Both, int Splits, class Page>
-  MKC_DEVICE static void await_parts(Talk<Page>& talk, void* const* p, int first, int from, int splits, TwoWords (&v)[Both][Splits],
-                                     uint64 (&level)[Both][Splits]) {
-    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
-    const uint32 bits = use_bits(talk.use), use = talk.use;
-    const auto is_there = [&](int j, int s) { return is_of(v[j][s], bits) && static_cast<uint32>(level[j][s]) == use; };
-    MKC_UNROLL
-    for (int i = 0; i < Both * Splits; ++i) {
-      const bool wanted = first + i / Splits * kTalkThreads < Depth / 8 && from + i % Splits < splits;
-      const uint64 unlike = ~bits | static_cast<uint64>(~bits) << 32, like = bits | static_cast<uint64>(bits) << 32;
-      v[i / Splits][i % Splits] = wanted ? TwoWords{unlike, unlike} : TwoWords{like, like};
-      level[i / Splits][i % Splits] = word_of(kLeast, wanted ? ~use : use);
-    }
-    talk.poll([&] {
-      MKC_UNROLL
-      for (int i = 0; i < Both * Splits; ++i) {
-        const int j = i / Splits, s = i % Splits, column = first + j * kTalkThreads;
-        if (is_there(j, s)) continue;
-        v[j][s] = load_words(parts + (from + s) * (Depth / 4) + 2 * column);
-        level[j][s] = load_word(lse + ((from + s) * Heads + column / (Depth / Heads / 8)) * kLine);
-      }
-      bool all = true;
-      MKC_UNROLL
-      for (int i = 0; i < Both * Splits; ++i) all &= is_there(i / Splits, i % Splits);
-      return all;
-    });
   }
 };
 

@@ -1,0 +1,51 @@
+// Waiting for words that other workers publish: when to look, and when to give up.
+#pragma once
+
+#include <mkc/arch/stream.cuh>
+#include <mkc/block.cuh>
+#include <mkc/worker.cuh>
+
+namespace mkc {
+
+// What a warp knows of the task whose input it waits for.
+template <class Page>
+struct Polls {
+  const Launch& l;
+  const uint32 id;           // of the worker
+  uint32 use = 0;            // of every published word that is written or read in this step
+  uint32 since = 0;          // cycles when the last sums were ready
+  uint32 hops = 1, index = 0;
+  bool aborted = false;
+
+  MKC_DEVICE Polls(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
+
+  MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
+    const int32 delay = static_cast<int32>(l.delay * hops);
+    while (static_cast<int32>(cycles() - since) < delay) {
+    }
+  }
+  // Try until it works. An aborted launch goes on without waiting, on whatever it has, to the end of its step.
+  template <class Try>
+  MKC_DEVICE void poll(Try attempt) {
+    uint64 start = 0;
+    for (uint32 spins = 0; !attempt() && !aborted; ++spins)
+      if (spins % 1024 == 1023) aborted = gives_up(start);
+  }
+  MKC_DEVICE bool gives_up(uint64& start) const {
+    if (load_relaxed(Worker<Page>(l, id).aborted())) return true;
+    const uint64 now_ns = clock_ns();
+    if (start == 0) start = now_ns;
+    if (now_ns - start <= l.deadline_ns) return false;
+    give_up(kUnpublished);
+    return true;
+  }
+  MKC_DEVICE void give_up(uint32 reason) const { seldom(l, id, index, use, reason); }
+  // Out of the way of what is run at every task.
+  MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 task, uint32 use, uint32 reason) {
+    Worker<Page> worker(l, id);
+    worker.step = use - 1 - *l.uses;
+    worker.fail(task, 0, use - 1, use, reason);
+  }
+};
+
+}  // namespace mkc
