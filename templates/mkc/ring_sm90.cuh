@@ -13,7 +13,6 @@ constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40
 static_assert(kLoadWarps <= kMostLoadWarps);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kRollingSlots = 6;  // whose weights a compute warp holds while it multiplies those of more
-constexpr int kFew = 4;           // slots ahead of the compute warps, with which loaders hurry
 constexpr int kBringers = 1;      // arrivals that say that an entry has come
 MKC_DEVICE void take_compute_registers() { more_registers<kComputeRegisters>(); }
 MKC_DEVICE void take_talk_registers() { more_registers<kTalkRegisters>(); }
@@ -175,6 +174,7 @@ struct Loader {
   // All but a few of the slots that were issued have been read: a worker whose share is larger, such as one with keys, must not
   // be held back to the pace of the others, for they will wait for it.
   MKC_DEVICE bool starves() const {
+    constexpr uint32 kFew = Page::kRingSlots < 8 ? Page::kRingSlots / 2 : 4;
     const bool before = slot < kFew;  // in the lap before
     if (before && !(phases & kLapped)) return false;
     const uint32 empty = base + Block<Page>::kEmpty + 8 * (slot - kFew + (before ? Page::kRingSlots : 0));

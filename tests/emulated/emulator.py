@@ -15,7 +15,7 @@ import numpy as np
 from mkc.compiler import Compilation
 from mkc.ir.graph import Kind
 from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT
-from mkc.targets.kernel import entries, launch_words, pointers, raise_reported
+from mkc.targets.kernel import UNTUNED, Tuning, entries, launch_words, pointers, raise_reported
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O2", "-w", "-fno-strict-aliasing", "-shared", "-fPIC")
@@ -57,6 +57,7 @@ INSTRUCTIONS = {
     "barrier_expect": ["emulated::expect(b, bytes);"],
     "barrier_arrive": ["emulated::count(b);"],
     "barrier_passed": ["emulated::look_again_later(); return emulated::has_passed(b, parity);"],
+    "barrier_tested": ["return emulated::has_passed(b, parity);"],
     "barrier_wait": ["emulated::pass(b, parity);"],
     "evict_first": ["return 0;"],
     "bulk_copy": ["emulated::copy(to, from, bytes, barrier);"] * 2,
@@ -126,8 +127,8 @@ def _closing(page: str, at: int, pair: str) -> int:
 class Emulator:
     """A kernel of streaming workers on the host. Each launch holds other threads up, drawn from its number."""
 
-    def __init__(self, made: Compilation, folder: Path) -> None:
-        self.program = made.program
+    def __init__(self, made: Compilation, folder: Path, tuning: Tuning = UNTUNED) -> None:
+        self.program, self.tuning = made.program, tuning
         source, library = folder / "page.cpp", folder / "page.so"
         source.write_text(hosted(made.source.complete))
         done = subprocess.run(["g++", *FLAGS, "-o", library, source], capture_output=True, text=True, check=False)
@@ -149,7 +150,7 @@ class Emulator:
         )  # fmt: skip
         places = {name: table.ctypes.data for name, table in tables.items()}
         places["packed"] = next(a for a, slot in zip(addresses, program.slots, strict=True) if slot.kind is Kind.PACKED)
-        words = launch_words(program, places, steps, deadline_ns=2**31)
+        words = launch_words(program, places, steps, deadline_ns=2**31, tuning=self.tuning)
         self.launches += 1
         status = self.library.launch(ctypes.c_void_p(words.ctypes.data), streams.shared_bytes, self.launches)
         raise_reported(program, report, progress, 2**31)

@@ -125,7 +125,10 @@ inline void count(unsigned b) {
   if (--c.pending < 0) refuse("too many arrive at a barrier in shared memory", b);
   c.settle();
 }
-inline bool has_passed(unsigned b, unsigned parity) { return (block().counted[b].phase & 1) != parity; }
+inline bool has_passed(unsigned b, unsigned parity) {
+  if (!block().counted.count(b)) refuse("there is no such barrier in shared memory", b);
+  return (block().counted[b].phase & 1) != parity;
+}
 inline void pass(unsigned b, unsigned parity) {
   Counted* const c = &block().counted[b];
   if ((c->phase & 1) == parity) wait([=] { return (c->phase & 1) != parity; }, "a slot of the ring");

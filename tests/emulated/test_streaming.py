@@ -24,6 +24,7 @@ from laws.test_stream import (
 from mkc.frontend.executable import Executable
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
 from mkc.targets import cuda
+from mkc.targets.kernel import UNTUNED, Tuning
 
 MODELS |= {
     "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
@@ -33,7 +34,13 @@ SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 
 
 def assert_as_interpreted(
-    kind: str, workers: int, starts: Sequence[int], folder: Path, choices: Choices = UNCHOSEN
+    kind: str,
+    workers: int,
+    starts: Sequence[int],
+    folder: Path,
+    choices: Choices = UNCHOSEN,
+    arch: str = "sm_90a",
+    tuning: Tuning = UNTUNED,
 ) -> None:
     """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow. Rows
     that a cache does not have are not numbers."""
@@ -43,9 +50,9 @@ def assert_as_interpreted(
     for cache in poisoned:
         for row, start in enumerate(starts):
             cache[row, :, start:] = torch.nan
-    target = replace(cuda.target(arch="sm_90a", workers=workers), choices=choices)
+    target = replace(cuda.target(arch=arch, workers=workers), choices=choices)
     executable = Executable([section], target, torch.device("cpu"))
-    executable.kernel = Emulator(executable.compilation, folder)  # type: ignore[misc, assignment]
+    executable.kernel = Emulator(executable.compilation, folder, tuning)  # type: ignore[misc, assignment]
     for steps in (1, 2):
         executable(list(state.tensors), steps=[steps])
     assert told(state, 3, starts) == expected
@@ -87,6 +94,11 @@ def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices
 )
 def test_keys_come_through_the_ring(kind: str, workers: int, start: int, tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize(("arch", "window"), [("sm_90a", 4), ("sm_120a", 3), ("sm_120a", 1)])  # which have rings of 12 and of 4
+def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int, tmp_path: Path) -> None:
+    assert_as_interpreted("qwen3", 2, [62], tmp_path, arch=arch, tuning=Tuning(window=window, pace=20_000))
 
 
 @pytest.mark.parametrize(
