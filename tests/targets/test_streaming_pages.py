@@ -19,7 +19,7 @@ from mkc.frontend.decoding import make_state, raise_sections
 from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
 from mkc.numerics import grade_answer
-from mkc.ops._streaming import fragments
+from mkc.ops._streaming import ABREAST, fragments
 from mkc.passes.render import lay_in
 from mkc.targets import cuda
 
@@ -91,10 +91,13 @@ def test_a_gpu_without_bulk_copies_does_without() -> None:
 def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> None:
     """A batch that is neither whole tiles nor a whole share of one is refused by the header."""
     claims = [
-        f"static_assert(mkc::ops::Passage<{tiles}, {count}>::kBatch <= 6);"
-        for count in sorted({fragments(depth) for depth in range(256, 32768, 256)})
-        for tiles in (1, 2, 100)
+        f"static_assert(fits<mkc::ops::Passage<{tiles}, {count}, {beside}>, {beside}>);"
+        for beside in ABREAST
+        for count in sorted({fragments(depth, beside) for depth in range(32, 32768, 32)})
+        for tiles in (1, 2, 9, 100)
     ]
+    fits = "P::kBatch <= 6 && P::kBatch <= P::kSlots && (P::kHeld || P::kTilesABatch <= P::kRound) && P::kRound * Beside <= 64"
+    claims.insert(0, f"template <class P, int Beside> constexpr bool fits = {fits};")
     headers = [f"#include <mkc/{name}.cuh>" for name in (ring, "ops/stream_linear")]
     cuda.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")
 
