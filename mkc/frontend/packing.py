@@ -28,9 +28,9 @@ def _lay(memory: torch.Tensor, pack: Pack, weights: list[torch.Tensor]) -> None:
         mine = torch.tensor(in_order(count, pack))
         mine = torch.where(mine < count * pack.fragments, mine + first * pack.fragments, none)
         numbers += [mine, torch.full((-len(mine) % (SLOT[0] * pack.abreast),), none)]
-    slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1, *SLOT)
+    slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1)
     start = pack.shares[0][2] // 2
-    memory[start : start + slots.numel()].view(-1, SLOT[1], SLOT[0], SLOT[2]).copy_(slots.transpose(1, 2))
+    memory[start : start + len(slots)] = slots
 
 
 def _tiles(weights: list[torch.Tensor], gated: bool, depth: int) -> torch.Tensor:

@@ -44,7 +44,7 @@ ENTRY = np.dtype(
         *((name, "<u4") for name in "hops early index padding".split()),
     ]
 )
-STREAM = np.dtype([*((name, "<u4") for name in "first slots place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
+STREAM = np.dtype([*((name, "<u4") for name in "first fragments place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
 LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
 REPORT = np.dtype(
     [
@@ -119,9 +119,14 @@ class Pack:
     abreast: int
 
 
-def slots(count: int, fragments: int, abreast: int) -> int:
-    """That so many tiles of a stream take."""
-    return -(-(-(-count // abreast) * fragments) // SLOT_FRAGMENTS)
+def passing(count: int, fragments: int, abreast: int) -> int:
+    """Of each compute warp, the fragments of so many tiles."""
+    return -(-count // abreast) * fragments
+
+
+def slots(fragments: int) -> int:
+    """That so many fragments of each compute warp take."""
+    return -(-fragments // SLOT_FRAGMENTS)
 
 
 def in_order(count: int, pack: Pack) -> list[int]:

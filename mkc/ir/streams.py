@@ -16,6 +16,7 @@ from mkc.ir.program import (
     Program,
     Streamed,
     Streams,
+    passing,
     slots,
 )
 from mkc.ir.refusal import unsound
@@ -26,7 +27,7 @@ TILE_ROWS, FRAGMENT_DEPTH = 8, 256  # of weights: rows of a tile, and a fragment
 ABREAST = (1, 2, 4, 8)  # tiles that these 8 share evenly
 MOST_HOPS = 1 << 12  # so that cycles to wait, some thousand a hop, stay far from 2^31
 
-Place = tuple[int, int]  # in packed memory, in slots: the first, how many
+Place = tuple[int, int]  # in packed memory: the first slot, how many fragments of each compute warp
 
 
 def check_streams(program: Program, target: Target) -> None:
@@ -142,10 +143,10 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
             raise unsound(program, f"the pack of {part.name} is not of the tiles that its tasks multiply", part.tasks[0])
         _tiles(program, part, asked, pack)
         for task, (_, count, offset) in enumerate(pack.shares, part.tasks[0]):
-            places[task] = offset // SLOT_BYTES, slots(count, pack.fragments, pack.abreast)
+            places[task] = offset // SLOT_BYTES, passing(count, pack.fragments, pack.abreast)
             if offset % SLOT_BYTES or offset < 0:
                 raise unsound(program, f"the weights of task {task} are at {offset}, within a slot", task)
-    taken = sorted((first, first + count, task) for task, (first, count) in places.items())
+    taken = sorted((first, first + slots(fragments), task) for task, (first, fragments) in places.items())
     for first, end, task in taken:
         if end * SLOT_BYTES > streams.nbytes:
             raise unsound(program, f"the weights of task {task} are in slots {first} to {end} of {streams.nbytes} bytes", task)
@@ -228,5 +229,6 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
             at = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
             has, needs = (str(r[at]) if at < len(r) else "none" for r in (found, wanted))
             tasks = [queue[wanted[at][2]]] if at < len(wanted) else []
-            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: first slot, slots, place, body, early, awaits"
+            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}"
+            sentence += ": first slot, fragments, place, body, early, awaits"
             raise unsound(program, sentence, *tasks)

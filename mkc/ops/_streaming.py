@@ -5,7 +5,6 @@ from math import lcm
 
 from mkc.ir.expr import Const
 from mkc.ir.graph import Node
-from mkc.ir.program import slots
 from mkc.ops._functions import cpp
 
 VECTOR = 8  # elements that are read at once
@@ -34,9 +33,9 @@ def tiles_abreast(depth: int, tiles: int, workers: int) -> int:
     """How many tiles of a row's stream pass side by side, so that padding is least: where most is read, and then in all."""
 
     def read(beside: int) -> tuple[int, int]:
-        """Slots of the worker with the largest share, and fragments of all."""
+        """Fragments of the worker with the largest share, and of all."""
         count, together = fragments(depth, beside), -(-tiles // beside)
-        return slots(-(-together // workers) * beside, count, beside), together * count
+        return -(-together // workers) * count, together * count
 
     return min(ABREAST, key=read)
 

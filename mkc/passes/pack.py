@@ -4,7 +4,7 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Node, Storage
-from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, STREAM, Pack, Streams, slots
+from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, STREAM, Pack, Streams, passing, slots
 from mkc.ir.span import Box
 from mkc.ir.target import Target
 from mkc.ir.tasks import Schedule, Tasks
@@ -99,7 +99,7 @@ def _depths(graph: Graph) -> list[int]:
 
 
 def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...], int]:
-    """For each task that has weights its (offset, slots), how they get there, and the bytes in all."""
+    """For each task that has weights its (offset, fragments), how they get there, and the bytes in all."""
     places: dict[int, tuple[int, int]] = {}
     packs: list[Pack] = []
     end = 0
@@ -110,8 +110,8 @@ def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...],
         shares = []
         for t in range(tasks.first[i], tasks.first[i + 1]):
             first, count, fragments, chunk, group, abreast = op.passage(node, tasks.tasks[t].ranges)
-            places[t] = end, slots(count, fragments, abreast)
+            places[t] = end, passing(count, fragments, abreast)
             shares.append((first, count, end))
-            end += places[t][1] * SLOT_BYTES
+            end += slots(places[t][1]) * SLOT_BYTES
         packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares), chunk, group, abreast))
     return places, tuple(packs), end

@@ -4,9 +4,9 @@ import numpy as np
 
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Tensor
-from mkc.ir.program import Pack, Streams, Words, in_order, slots
+from mkc.ir.program import Pack, Streams, Words, in_order
 
-SLOT = (8, 4, 256)  # compute warps, fragments, elements: 16 KB of bfloat16
+SLOT = (4, 8, 256)  # fragments, compute warps, elements: 16 KB of bfloat16
 EVEN = (0, 2, 6, 3, 1, 5, 7, 4, 8)  # where the dimensions of tiles stand in fragments
 ODD = (0, 2, 3, 1, 5, 6, 4, 7)
 
@@ -28,10 +28,8 @@ def _weights(pack: Pack, memory: Array) -> list[tuple[Tensor, Array]]:
 
 def _tiles(memory: Array, count: int, pack: Pack) -> Array:
     """[tiles, 8, depth] of one share, which begins where the memory does."""
-    fragments, warps, order = pack.fragments, SLOT[0] // pack.abreast, in_order(count, pack)
-    taken = slots(count, fragments, pack.abreast)
-    laid = memory[: taken * np.prod(SLOT)].reshape(taken, *SLOT).swapaxes(1, 2).reshape(-1, warps, 256)[: len(order)]
-    laid = laid[np.argsort(order)][: count * fragments]
+    fragments, warps, order = pack.fragments, SLOT[1] // pack.abreast, in_order(count, pack)
+    laid = memory[: len(order) * warps * SLOT[2]].reshape(-1, warps, SLOT[2])[np.argsort(order)][: count * fragments]
     if fragments % 2 == 0:
         split = laid.reshape(count, fragments // 2, 2, warps, 8, 4, 2, 2, 2).transpose(np.argsort(EVEN))
     else:

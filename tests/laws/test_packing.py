@@ -13,7 +13,7 @@ from mkc.frontend.packing import packed
 from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Kind, Storage, Tensor
 from mkc.ir.layout import contiguous
-from mkc.ir.program import SLOT_BYTES, Pack, slots
+from mkc.ir.program import SLOT_BYTES, Pack, passing, slots
 from mkc.ops._streaming import ABREAST, FRAGMENT_DEPTH, fragments, tiles_abreast
 from mkc.targets.unpacked import unpacked
 
@@ -29,7 +29,7 @@ def packs(draw: st.DrawFn) -> Pack:
     places, first, end = [], 0, 0
     for tiles in shares:
         places.append((first, tiles, end))
-        first, end = first + tiles, end + slots(tiles, count, beside) * SLOT_BYTES
+        first, end = first + tiles, end + slots(passing(tiles, count, beside)) * SLOT_BYTES
     weights = [weight(f"w{i}", rows // 2, depth) for i in range(2)] if gated else [weight("w", rows, depth)]
     return Pack(tuple(weights), gated, count, tuple(places), count, 24, beside)
 
@@ -41,7 +41,8 @@ def weight(name: str, *shape: int) -> Tensor:
 def laid(pack: Pack, values: dict[str, Array]) -> tuple[Any, torch.Tensor]:
     """The stream, and its bytes."""
     _, tiles, offset = pack.shares[-1]
-    streams: Any = SimpleNamespace(packs=(pack,), nbytes=offset + slots(tiles, pack.fragments, pack.abreast) * SLOT_BYTES)
+    end = offset + slots(passing(tiles, pack.fragments, pack.abreast)) * SLOT_BYTES
+    streams: Any = SimpleNamespace(packs=(pack,), nbytes=end)
     return streams, packed(streams, lambda t: torch.from_numpy(values[t.storage.name]).bfloat16(), torch.device("cpu"))
 
 
@@ -55,9 +56,9 @@ def multiplied(pack: Pack, memory: Array, x: Array) -> Array:
         y = np.zeros((ranks, pack.abreast, 8))
         for place in range(ranks * pack.fragments):
             rank, fragment = divmod(place, pack.fragments)
-            slot = share[place // 4 * SLOT_BYTES // 2 :][: SLOT_BYTES // 2].reshape(WARPS, 4, 8, 4, 2, 2, 2)
+            slot = share[place // 4 * SLOT_BYTES // 2 :][: SLOT_BYTES // 2].reshape(4, WARPS, 8, 4, 2, 2, 2)
             for warp in range(WARPS):
-                a, b = slot[warp, place % 4], operand(x, pack.fragments, fragment, sharers, warp % sharers)
+                a, b = slot[place % 4, warp], operand(x, pack.fragments, fragment, sharers, warp % sharers)
                 y[rank, warp // sharers] += np.einsum("rtkhe,htke->r", a, b)  # row, thread, half of k, half of a, element
         sums.append(y.reshape(-1)[: tiles * 8])
     return np.concatenate(sums)
@@ -98,8 +99,7 @@ def test_what_was_packed_is_found_again(pack: Pack) -> None:
 def test_the_worker_that_reads_most_reads_no_more_than_if_all_warps_shared_a_depth(units: int, tiles: int, workers: int) -> None:
     def most(beside: int) -> int:
         ranks = -(-tiles // beside)
-        share = -(-ranks // workers) * beside
-        return slots(share, fragments(8 * units, beside), beside)
+        return passing(-(-ranks // workers) * beside, fragments(8 * units, beside), beside)
 
     chosen = tiles_abreast(8 * units, tiles, workers)
     assert most(chosen) == min(map(most, ABREAST)) <= most(1)

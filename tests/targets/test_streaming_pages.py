@@ -18,6 +18,7 @@ from mkc.errors import TargetError
 from mkc.frontend.decoding import make_state, raise_sections
 from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
+from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS
 from mkc.numerics import grade_answer
 from mkc.ops._streaming import ABREAST, fragments
 from mkc.passes.render import lay_in
@@ -48,7 +49,9 @@ def planned(name: str, arch: str) -> Compilation:
 
 def everywhere() -> list[Any]:
     slow = {("qwen3-0.6b", arch) for arch in TWINS} | {("llama-3.2-1b", a) for a in cuda.ARCHITECTURES if a not in ("sm_80", "sm_120a")}
-    pairs = [(name, arch) for name in ("qwen3-0.6b", "llama-3.2-1b") for arch in cuda.ARCHITECTURES]
+    slow |= {(name, arch) for name in ("smollm2-135m", "gemma-3-1b") for arch in cuda.ARCHITECTURES if arch != "sm_90a"}
+    names = ("qwen3-0.6b", "llama-3.2-1b", "smollm2-135m", "gemma-3-1b")  # two of them of odd depths
+    pairs = [(name, arch) for name in names for arch in cuda.ARCHITECTURES]
     return [pytest.param(*pair, marks=pytest.mark.slow if pair in slow else ()) for pair in pairs]
 
 
@@ -78,6 +81,15 @@ def test_the_ring_takes_the_shared_memory_there_is(arch: str) -> None:
     assert streams is not None
     assert streams.ring_slots == (3 if small else 7 if arch in WITHOUT_LOADERS else 11)
     assert streams.paced == target.bulk_copies == (arch not in WITHOUT_LOADERS)
+
+
+@pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.01), ("gemma-3-1b", 0.01)])
+def test_hardly_more_than_the_weights_is_read(name: str, padding: float) -> None:
+    streams = planned(name, "sm_90a").program.streams
+    assert streams is not None
+    weights = sum(2 * w.layout.numel for pack in streams.packs for w in pack.weights)
+    read = int(streams.records["fragments"].sum()) * SLOT_BYTES // SLOT_FRAGMENTS
+    assert weights <= read <= (1 + padding) * weights
 
 
 def test_a_gpu_without_bulk_copies_does_without() -> None:
