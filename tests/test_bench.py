@@ -293,7 +293,7 @@ def test_long_shares_are_not_paced() -> None:
 
 
 def having(ring_slots: int, *slots: int) -> Any:
-    return SimpleNamespace(ring_slots=ring_slots, records=np.array([(n,) for n in slots], [("slots", "<u4")]))
+    return SimpleNamespace(ring_slots=ring_slots, records=np.array([(4 * n,) for n in slots], [("fragments", "<u4")]))
 
 
 def test_the_pace_is_searched_by_running_the_kernel_with_it(streaming: Compilation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,18 @@ def packed(streams: Streams, tensor: Callable[[Tensor], torch.Tensor], device: t
 
 
 def _lay(memory: torch.Tensor, pack: Pack, weights: list[torch.Tensor]) -> None:
-    fragments = _fragments(_tiles(weights, pack.gated, 256 * pack.fragments), pack.fragments)
+    warps = SLOT[1] // pack.abreast  # of a tile
+    fragments = _fragments(_tiles(weights, pack.gated, 32 * warps * pack.fragments), pack.fragments, warps)
     none = len(fragments)  # the number of a fragment of zeros, which fills up slots
-    fragments = torch.cat([fragments, fragments.new_zeros(1, *SLOT[1:])])
+    fragments = torch.cat([fragments, fragments.new_zeros(1, warps, SLOT[2])])
     numbers = []
     for first, count, _ in pack.shares:
-        mine = first * pack.fragments + torch.tensor(in_order(count, pack))
-        numbers += [mine, torch.full((-len(mine) % SLOT[0],), none)]
-    slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1, *SLOT)
+        mine = torch.tensor(in_order(count, pack))
+        mine = torch.where(mine < count * pack.fragments, mine + first * pack.fragments, none)
+        numbers += [mine, torch.full((-len(mine) % (SLOT[0] * pack.abreast),), none)]
+    slots = fragments.index_select(0, torch.cat(numbers).to(memory.device)).view(-1)
     start = pack.shares[0][2] // 2
-    memory[start : start + slots.numel()].view(-1, SLOT[1], SLOT[0], SLOT[2]).copy_(slots.transpose(1, 2))
+    memory[start : start + len(slots)] = slots
 
 
 def _tiles(weights: list[torch.Tensor], gated: bool, depth: int) -> torch.Tensor:
@@ -41,12 +43,12 @@ def _tiles(weights: list[torch.Tensor], gated: bool, depth: int) -> torch.Tensor
     return rows.reshape(-1, 8, depth)
 
 
-def _fragments(tiles: torch.Tensor, count: int) -> torch.Tensor:
-    """[tiles * count, 8 warps, 256]: a lane's 8 elements are the a operand of mma.m16n8k16, rows g and g + 8 in turn."""
-    if count % 2 == 0:  # k = 512 c + 64 warp + 32 half + 8 t + 4 j + e
-        split = tiles.reshape(len(tiles), 8, -1, 8, 2, 4, 2, 2, 2)  # tile g c w h t j e2 e1
+def _fragments(tiles: torch.Tensor, count: int, warps: int) -> torch.Tensor:
+    """[tiles * count, warps, 256]: a lane's 8 elements are the a operand of mma.m16n8k16, rows g and g + 8 in turn."""
+    if count % 2 == 0:  # k = 64 (warps c + warp) + 32 half + 8 t + 4 j + e
+        split = tiles.reshape(len(tiles), 8, -1, warps, 2, 4, 2, 2, 2)  # tile g c w h t j e2 e1
         ordered = split.permute(0, 2, 6, 3, 1, 5, 7, 4, 8)
-    else:  # k = 256 c + 32 warp + 16 half + 4 t + e
-        split = tiles.reshape(len(tiles), 8, -1, 8, 2, 4, 2, 2)  # tile g c w h t e2 e1
+    else:  # k = 32 (warps c + warp) + 16 half + 4 t + e
+        split = tiles.reshape(len(tiles), 8, -1, warps, 2, 4, 2, 2)  # tile g c w h t e2 e1
         ordered = split.permute(0, 2, 3, 1, 5, 6, 4, 7)
-    return ordered.reshape(-1, 8, 256)
+    return ordered.reshape(-1, warps, 256)

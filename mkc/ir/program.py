@@ -44,7 +44,7 @@ ENTRY = np.dtype(
         *((name, "<u4") for name in "hops early index padding".split()),
     ]
 )
-STREAM = np.dtype([*((name, "<u4") for name in "first slots place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
+STREAM = np.dtype([*((name, "<u4") for name in "first fragments place".split()), ("body", "<u2"), ("early", "u1"), ("awaits", "u1")])
 LATE, OUTSIDE, UNPUBLISHED, MISFIT = range(4)  # reasons of a report
 REPORT = np.dtype(
     [
@@ -68,6 +68,7 @@ LAUNCH = np.dtype(
 )
 FIXED_BYTES = 64 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 8) + 6144  # of shared memory, as in block.cuh
 Words = NDArray[Any]
+Tiles = tuple[int, int, int, int, int, int]  # of a task: the first, how many; fragments, chunk, group and abreast of a pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Pack:
     `fragments` is the depth of a tile for each compute warp, in units of 8 rows by 32; `gated` alternates 4 rows of the
     first weight with 4 of the second. Each share is (first tile, tiles, offset in bytes). Tiles follow each other whole,
     or, where `chunk` is less than `fragments`, in groups of `group` tiles, whose depth comes chunk by chunk, of all of them.
+    `abreast` tiles pass side by side, so that each compute warp has a share of one of them; a share's last may be fewer.
     """
 
     weights: tuple[Tensor, ...]  # [N, K] each
@@ -114,12 +116,29 @@ class Pack:
     shares: tuple[tuple[int, int, int], ...]
     chunk: int
     group: int
+    abreast: int
+
+
+def passing(count: int, fragments: int, abreast: int) -> int:
+    """Of each compute warp, the fragments of so many tiles."""
+    return -(-count // abreast) * fragments
+
+
+def slots(fragments: int) -> int:
+    """That so many fragments of each compute warp take."""
+    return -(-fragments // SLOT_FRAGMENTS)
 
 
 def in_order(count: int, pack: Pack) -> list[int]:
-    """The fragments of so many tiles, numbered tile after tile, in the order in which they are multiplied."""
+    """The fragments of so many tiles, numbered tile after tile, in the order in which they are multiplied; among them those of
+    tiles that are not there, where fewer are left than pass side by side."""
     if pack.chunk == pack.fragments:
-        return list(range(count * pack.fragments))
+        return [
+            tile * pack.fragments + fragment
+            for first in range(0, count, pack.abreast)
+            for fragment in range(pack.fragments)
+            for tile in range(first, first + pack.abreast)
+        ]
     return [
         tile * pack.fragments + fragment
         for first in range(0, count, pack.group)
@@ -156,7 +175,7 @@ class Streamed:
     computes: bool  # has a part for compute warps, and so a record
     weights: tuple[Tensor, ...]  # that come through the ring, not as operands
     gated: bool
-    passages: tuple[tuple[int, int, int, int, int], ...]  # of each task: the first tile, how many; fragments, chunk and group of a pack
+    passages: tuple[Tiles, ...]  # of each task
     input_bytes: int  # of shared memory
     polls: tuple[tuple[TileMap, tuple[int, ...]], ...]
     position: TileMap | None = None  # how many rows of a cache come through the ring

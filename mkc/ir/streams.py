@@ -11,21 +11,23 @@ from mkc.ir.program import (
     FIXED_BYTES,
     MAX_OPERANDS,
     SLOT_BYTES,
-    SLOT_FRAGMENTS,
     Pack,
     Part,
     Program,
     Streamed,
     Streams,
+    passing,
+    slots,
 )
 from mkc.ir.refusal import unsound
 from mkc.ir.span import Box
 from mkc.ir.target import Target
 
 TILE_ROWS, FRAGMENT_DEPTH = 8, 256  # of weights: rows of a tile, and a fragment of it for each of 8 compute warps
+ABREAST = (1, 2, 4, 8)  # tiles that these 8 share evenly
 MOST_HOPS = 1 << 12  # so that cycles to wait, some thousand a hop, stay far from 2^31
 
-Place = tuple[int, int]  # in packed memory, in slots: the first, how many
+Place = tuple[int, int]  # in packed memory: the first slot, how many fragments of each compute warp
 
 
 def check_streams(program: Program, target: Target) -> None:
@@ -136,15 +138,15 @@ def _packed(program: Program, streams: Streams, streaming: list[Part], places: d
     for part, pack in zip(parts, streams.packs, strict=True):
         asked = _asked(part)
         known = (pack.weights, pack.gated) == (asked.weights, asked.gated) and len(pack.shares) == len(asked.passages)
-        passages = [(first, count, pack.fragments, pack.chunk, pack.group) for first, count, _ in pack.shares]
+        passages = [(first, count, pack.fragments, pack.chunk, pack.group, pack.abreast) for first, count, _ in pack.shares]
         if not known or passages != list(asked.passages):
             raise unsound(program, f"the pack of {part.name} is not of the tiles that its tasks multiply", part.tasks[0])
         _tiles(program, part, asked, pack)
         for task, (_, count, offset) in enumerate(pack.shares, part.tasks[0]):
-            places[task] = offset // SLOT_BYTES, -(-count * pack.fragments // SLOT_FRAGMENTS)
+            places[task] = offset // SLOT_BYTES, passing(count, pack.fragments, pack.abreast)
             if offset % SLOT_BYTES or offset < 0:
                 raise unsound(program, f"the weights of task {task} are at {offset}, within a slot", task)
-    taken = sorted((first, first + slots, task) for task, (first, slots) in places.items())
+    taken = sorted((first, first + slots(fragments), task) for task, (first, fragments) in places.items())
     for first, end, task in taken:
         if end * SLOT_BYTES > streams.nbytes:
             raise unsound(program, f"the weights of task {task} are in slots {first} to {end} of {streams.nbytes} bytes", task)
@@ -163,8 +165,9 @@ def _tiles(program: Program, part: Part, asked: Streamed, pack: Pack) -> None:
         at += count
     plain = all(w.dtype is DType.BF16 and w.layout.rank == 2 for w in asked.weights)
     same = len({w.shape[1] for w in asked.weights}) == 1 and (not asked.gated or len({w.shape for w in asked.weights}) == 1)
-    deep = max(w.shape[-1] for w in asked.weights) <= pack.fragments * FRAGMENT_DEPTH
+    deep = max(w.shape[-1] for w in asked.weights) * pack.abreast <= pack.fragments * FRAGMENT_DEPTH
     deep = deep and 0 < pack.chunk <= pack.fragments and pack.fragments % pack.chunk == 0 and pack.group > 0
+    deep = deep and pack.abreast in ABREAST and (pack.abreast == 1 or pack.chunk == pack.fragments)
     read_only = all(w.storage.kind is Kind.PARAM for w in asked.weights)
     if not (plain and same and deep and read_only and at == -(-rows // TILE_ROWS)):
         raise unsound(program, f"{at} tiles of {pack.fragments} fragments are not the weights of {part.name}", part.tasks[0])
@@ -226,5 +229,6 @@ def _records(program: Program, streams: Streams, streaming: list[Part], places: 
             at = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), min(len(found), len(wanted)))
             has, needs = (str(r[at]) if at < len(r) else "none" for r in (found, wanted))
             tasks = [queue[wanted[at][2]]] if at < len(wanted) else []
-            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}: first slot, slots, place, body, early, awaits"
+            sentence = f"record {at} of worker {worker} is {has}; its queue asks for {needs}"
+            sentence += ": first slot, fragments, place, body, early, awaits"
             raise unsound(program, sentence, *tasks)

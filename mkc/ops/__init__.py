@@ -14,6 +14,7 @@ from typing import Any
 
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Graph, Node, Tensor
+from mkc.ir.program import Tiles
 from mkc.ir.target import Target
 from mkc.ir.tiling import Range, TileMap, Tiling
 
@@ -41,8 +42,8 @@ def _all_inputs(node: Node, tiling: Tiling, ranges: Ranges) -> tuple[TileMap, ..
     return tiling.imaps
 
 
-def _no_passage(node: Node, ranges: Ranges) -> tuple[int, int, int, int, int]:
-    return 0, 0, 0, 0, 0
+def _no_passage(node: Node, ranges: Ranges) -> Tiles:
+    return 0, 0, 0, 0, 0, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Streaming:
     arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
     input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
-    passage: Callable[[Node, Ranges], tuple[int, int, int, int, int]] = _no_passage
+    passage: Callable[[Node, Ranges], Tiles] = _no_passage
     computes: bool = True
     surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
     body: Callable[[Node], tuple[str, str] | None] = _own_body

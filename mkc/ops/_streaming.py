@@ -11,20 +11,33 @@ VECTOR = 8  # elements that are read at once
 MOST_ROWS = 16  # of activations, which meet the same stream of weights
 TILE_ROWS = 8  # rows of weights that pass the tensor cores together
 FRAGMENT_DEPTH = 256  # of a tile: 32 for each of 8 compute warps
+ABREAST = (1, 2, 4, 8)  # tiles that pass side by side, each through as many of the compute warps
 SUM_BYTES = 8 * TILE_ROWS * 4  # of a tile and a row: float32 of each compute warp
 BATCHES = (2, 3, 4, 5, 6)  # slots of 4 fragments that compute warps may hold at once
 LONGEST_PERIOD = 80  # fragments that batches take turns in
 
 
-def fragments(depth: int) -> int:
-    """How many fragments deep a tile is, padded so that batches of them make whole tiles, or whole shares of one.
+def fragments(depth: int, beside: int = 1) -> int:
+    """How many fragments deep a tile is, so many of which pass side by side, padded so that batches of them make whole
+    tiles, or whole shares of one.
 
     Else batches take turns, when not too many make whole tiles together.
     """
-    count = -(-depth // FRAGMENT_DEPTH)
+    count = -(-depth * beside // FRAGMENT_DEPTH)
     while not _is_even(count) and lcm(count, 4) > LONGEST_PERIOD:
         count += 1
     return count
+
+
+def tiles_abreast(depth: int, tiles: int, workers: int) -> int:
+    """How many tiles of a row's stream pass side by side, so that padding is least: where most is read, and then in all."""
+
+    def read(beside: int) -> tuple[int, int]:
+        """Fragments of the worker with the largest share, and of all."""
+        count, together = fragments(depth, beside), -(-tiles // beside)
+        return -(-together // workers) * count, together * count
+
+    return min(ABREAST, key=read)
 
 
 def even_fragments(depth: int) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mkc.ir.dtype import Array, DType
 from mkc.ir.graph import Node, Tensor
+from mkc.ir.program import Tiles
 from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
@@ -21,6 +22,7 @@ from mkc.ops._streaming import (
     norm,
     offset,
     passage_of,
+    tiles_abreast,
     truth,
 )
 from mkc.ops._streaming import TILE_ROWS as ROWS
@@ -80,7 +82,7 @@ def _merged(parts: Array, lse: Array) -> Array:
 
 def tile(node: Node, target: Target) -> Tiling:
     """One share of the outputs for each worker, always the same worker, so that its weights are one stream."""
-    n, unit = _outputs(node), best(node) or (ROWS // 2 if node["gated"] else ROWS)
+    n, unit = _outputs(node), best(node) or _tile_outputs(node) * node.integer("abreast")
     axis = Axis(n, -(-n // unit) if best(node) else min(target.workers, -(-n // unit)), unit)
     columns = (None, Split(0))
     entry = (Split(0, share=unit), None)
@@ -135,11 +137,17 @@ def _outputs(node: Node) -> int:
     return counts[0] if node["gated"] else sum(counts)
 
 
-def passage(node: Node, ranges: tuple[Range, ...]) -> tuple[int, int, int, int, int]:
+def abreast(node: Node, target: Target) -> int:
+    """How many tiles are to pass side by side. Of several rows none do."""
+    tiles = -(-_outputs(node) // _tile_outputs(node))
+    return 1 if batch(node) > 1 else tiles_abreast(_depth(node), tiles, target.workers)
+
+
+def passage(node: Node, ranges: tuple[Range, ...]) -> Tiles:
     """The first tile, how many, how deep they are, and their order."""
     (begin, end), outputs = ranges[0], _tile_outputs(node)
     first, passing = begin // outputs, _passing(node)
-    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group
+    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group, node.integer("abreast")
 
 
 def _tile_outputs(node: Node) -> int:
@@ -150,8 +158,8 @@ def _passing(node: Node) -> Passage:
     depth = _depth(node)
     if batch(node) > 1:
         return passage_of(batch(node), depth, _tile_outputs(node))
-    count = fragments(depth)
-    return Passage(count, count, MOST_TILES, 2 * FRAGMENT_DEPTH * count)
+    count = fragments(depth, node.integer("abreast"))
+    return Passage(count, count, MOST_TILES, 2 * FRAGMENT_DEPTH * count // node.integer("abreast"))
 
 
 def _depth(node: Node) -> int:
@@ -159,9 +167,9 @@ def _depth(node: Node) -> int:
 
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    _, tiles, depth, chunk, group = passage(node, ranges)
+    _, tiles, depth, chunk, group, beside = passage(node, ranges)
     heads = node.inputs[0].shape[-2] if node["merge"] else 0
-    numbers = (tiles, depth, _depth(node))
+    numbers = (-(-tiles // beside), depth, *(() if batch(node) > 1 else (beside,)), _depth(node))
     flags = (*(() if batch(node) > 1 else (node["centred"], node["shifted"], in_pieces(node))), node["gated"])
     merge = map(str, (node["merge"], heads, best(node)))
     several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())

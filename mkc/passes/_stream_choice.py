@@ -68,7 +68,8 @@ def _follow(stream: int, readers: Iterable[int]) -> bool:
 def _telling(node: Node, target: Target) -> Node:
     """The stream with an entry [value, place] for each of equal shares, values rounded as they would have been stored."""
     row, (rows, count) = node.output, node.output.shape
-    share = TILE_ROWS * -(-count // (TILE_ROWS * target.workers))
+    unit = TILE_ROWS * node.integer("abreast")
+    share = unit * -(-count // (unit * target.workers))
     entries = scratch(f"{row.storage.name}_best", (*([rows] if rows > 1 else []), -(-count // share), 2), DType.F32)
     stored = Call("to_bfloat16", (epilogue(node),)) if row.dtype is DType.BF16 else epilogue(node)
     return replace(node.with_attrs(best=share, epilogue=stored), outputs=(entries,))

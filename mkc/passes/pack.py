@@ -4,7 +4,7 @@ import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Node, Storage
-from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, SLOT_FRAGMENTS, STREAM, Pack, Streams
+from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, STREAM, Pack, Streams, passing, slots
 from mkc.ir.span import Box
 from mkc.ir.target import Target
 from mkc.ir.tasks import Schedule, Tasks
@@ -41,12 +41,12 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
                 position = _position(tasks, t)
                 awaits = position is not None and position not in known
                 known.add(position)
-                offset, slots = offsets.get(t, (0, 0))
-                records.append((offset // SLOT_BYTES, slots, place, int(bodies[t]), early[-1], awaits))
+                offset, taken = offsets.get(t, (0, 0))
+                records.append((offset // SLOT_BYTES, taken, place, int(bodies[t]), early[-1], awaits))
                 last = node
         bounds.append(len(records))
-    input_bytes, slots = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
-    if slots < LEAST_SLOTS:
+    input_bytes, room = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
+    if room < LEAST_SLOTS:
         raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with streams=False")
     return Streams(
         records=np.array(records, STREAM),
@@ -55,9 +55,9 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         early=np.array(early, np.bool_),
         packs=packs,
         nbytes=nbytes,
-        ring_slots=slots,
+        ring_slots=room,
         input_bytes=input_bytes,
-        shared_bytes=slots * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
+        shared_bytes=room * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
         paced=schedule.target.bulk_copies,
     )
 
@@ -99,7 +99,7 @@ def _depths(graph: Graph) -> list[int]:
 
 
 def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...], int]:
-    """For each task that has weights its (offset, slots), how they get there, and the bytes in all."""
+    """For each task that has weights its (offset, fragments), how they get there, and the bytes in all."""
     places: dict[int, tuple[int, int]] = {}
     packs: list[Pack] = []
     end = 0
@@ -109,10 +109,9 @@ def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...],
             continue
         shares = []
         for t in range(tasks.first[i], tasks.first[i + 1]):
-            first, count, fragments, chunk, group = op.passage(node, tasks.tasks[t].ranges)
-            slots = -(-count * fragments // SLOT_FRAGMENTS)
-            places[t] = end, slots
+            first, count, fragments, chunk, group, abreast = op.passage(node, tasks.tasks[t].ranges)
+            places[t] = end, passing(count, fragments, abreast)
             shares.append((first, count, end))
-            end += slots * SLOT_BYTES
-        packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares), chunk, group))
+            end += slots(places[t][1]) * SLOT_BYTES
+        packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares), chunk, group, abreast))
     return places, tuple(packs), end

@@ -16,7 +16,7 @@ from mkc.ops._streaming import MOST_ROWS, VECTOR
 from mkc.ops.decode_attention import batch as sequences
 from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
-from mkc.ops.stream_linear import extras, first_weight, weights
+from mkc.ops.stream_linear import abreast, extras, first_weight, weights
 from mkc.passes._stream_attention import attend
 from mkc.passes._stream_choice import choose
 from mkc.passes._uses import Uses, rewritten
@@ -42,7 +42,8 @@ def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    return _publish(without_dead_nodes(choose(_rows_to_all(attend(graph, target)), target)), target.choices.signalled)
+    graph = choose(_abreast(_rows_to_all(attend(graph, target)), target), target)
+    return _publish(without_dead_nodes(graph), target.choices.signalled)
 
 
 def _prevail(graph: Graph, target: Target) -> bool:
@@ -116,8 +117,9 @@ def _is_stream(node: Node) -> bool:
 def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
     attrs: dict[str, Attr] = dict(
-        eps=0.0, offset=0.0, centred=False, shifted=False, merge=0, weights=1, gated=False, best=0, epilogue=epilogue(node)
-    )
+        eps=0.0, offset=0.0, centred=False, shifted=False, merge=0, weights=1, gated=False, abreast=1, best=0,
+        epilogue=epilogue(node),
+    )  # fmt: skip
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 
 
@@ -350,6 +352,15 @@ def _row_to_all(uses: Uses, node: Node) -> Node:
     attrs: dict[str, Attr] = dict(eps=node["eps"], centred=node.op == "layer_norm", epilogue=epilogue(node))
     inputs, outputs = tuple(map(flat, node.inputs)), (flat(node.output),)
     return replace(node, name=f"stream_{node.name}", op="stream_norm", inputs=inputs, outputs=outputs, attrs=tuple(attrs.items()))
+
+
+# ---- depths that the compute warps would not share evenly
+
+
+def _abreast(graph: Graph, target: Target) -> Graph:
+    """Tiles of a stream pass side by side where less is read then."""
+    streams = {i: node for i, node in enumerate(graph.nodes) if node.op == "stream_linear"}
+    return rewritten(graph, {i: node.with_attrs(abreast=abreast(node, target)) for i, node in streams.items()})
 
 
 # ---- published results

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 import numpy as np
 
 from mkc.errors import PlanError
-from mkc.ir.program import SLOT_BYTES, Program, Streams
+from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS, Program, Streams
 from mkc.targets import kept
 from mkc.targets.kernel import Tuning
 
@@ -18,8 +18,8 @@ MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 def guessed(streams: Streams, bytes_per_ns: float, ghz: float) -> Tuning:
     """Slots at the rate at which one worker reads memory (`bytes_per_ns`), or without a pace where shares are long: there
     workers seldom wait for each other, and a pace only costs. `ghz` is the SM's clock."""
-    slots = streams.records["slots"]
-    is_long = np.median(slots[slots > 0]) > LONG * streams.ring_slots
+    fragments = streams.records["fragments"]
+    is_long = np.median(fragments[fragments > 0]) > LONG * streams.ring_slots * SLOT_FRAGMENTS
     return Tuning(window=min(4, streams.ring_slots), pace=0 if is_long else round(HEADROOM * SLOT_BYTES / bytes_per_ns * ghz))
 
 

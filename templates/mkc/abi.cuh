@@ -68,9 +68,9 @@ struct Entry {  // a task as a streaming worker meets it, its addresses resolved
   uint32 padding;
 };
 
-struct alignas(16) Stream {  // the weights of one task, packed in the order in which they are multiplied; without slots, its keys and values
+struct alignas(16) Stream {  // the weights of one task, packed in the order in which they are multiplied; without any, its keys and values
   uint32 first;  // slot of Launch::packed
-  uint32 slots;  // of the ring that it fills
+  uint32 fragments;  // of each compute warp: of the last slot, only those of which there are any are brought
   uint32 place;  // of the task in its worker's queue
   uint32 words;  // from the lowest bit: body, 16 bits; early, 8; awaits, 8
   MKC_DEVICE uint32 body() const { return words & 0xFFFFu; }

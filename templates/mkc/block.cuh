@@ -5,8 +5,9 @@
 
 namespace mkc {
 
-constexpr int kSlotBytes = 16384, kWarpBytes = 2048;  // a slot of the ring, and each compute warp's share of it
 constexpr int kComputeWarps = 8, kTalkWarps = 4;
+constexpr int kWarpBytes = 512, kFragmentBytes = kComputeWarps * kWarpBytes;  // a fragment of one compute warp, and of each
+constexpr int kSlotFragments = 4, kSlotBytes = kSlotFragments * kFragmentBytes;  // of the ring
 constexpr int kComputeThreads = kComputeWarps * 32, kTalkThreads = kTalkWarps * 32;
 constexpr int kBothThreads = kComputeThreads + kTalkThreads;
 constexpr int kKeyTile = 16, kKeyBlock = kKeyTile * kComputeWarps;  // keys that a warp, and all of them, see at once

@@ -6,8 +6,9 @@
 
 namespace mkc {
 
-// Operands: the parts [Splits, Depth] second, their levels [Splits, Heads, kLine] third, then the position.
-template <int Depth, int Fragments, int Heads, int Splits>
+// Operands: the parts [Splits, Depth] second, their levels [Splits, Heads, kLine] third, then the position. `Sharers` warps share the
+// depth; those that multiply other tiles of the same depth bring the same.
+template <int Depth, int Fragments, int Sharers, int Heads, int Splits>
 struct MergedRow {
   static constexpr int kTogether = Splits < 4 ? Splits : 4;
   template <class Page>
@@ -19,7 +20,7 @@ struct MergedRow {
     c.let_others_finish();
     MKC_NO_UNROLL
     for (uint32 own = lane; own < Fragments * 4; own += 32) {
-      const int column = (own / kRun * kComputeWarps + c.warp) * kRun + own % kRun;
+      const int column = (own / kRun * Sharers + c.warp % Sharers) * kRun + own % kRun;
       float sum[8] = {}, top = kLeast, weight = 0.0f;
       MKC_NO_UNROLL
       for (int from = 0; from < splits && column < Depth / 8; from += kTogether) {

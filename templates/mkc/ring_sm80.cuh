@@ -27,7 +27,7 @@ MKC_DEVICE void copy_entry(uint32 to, const Entry* from, uint32 barrier, int thr
 
 // What a compute warp copies next. In shared memory: bodies need the registers.
 struct alignas(16) Source {
-  uint32 slot, left;  // of packed memory, and how many slots are still to come for the same task
+  uint32 slot, left;  // of packed memory, and how many fragments are still to come for the same task
   uint32 at, step;    // the stream after these, and the step in which it is used
 };
 
@@ -50,7 +50,7 @@ struct Ring {
   MKC_DEVICE void fetch(Quad (&w)[4]) {
     await_copies<Page::kRingSlots - 1>();
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * 512);
+    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * kFragmentBytes);
     refill();
   }
   MKC_DEVICE void close() const { copies_done(); }  // shared memory must outlive every copy into it
@@ -63,9 +63,11 @@ struct Ring {
     if (source.left) {
       const uint8* const from = l.packed + static_cast<uint64>(source.slot) * kSlotBytes + share();
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) copy_weights(address + i * 512, from + i * 512);
+      for (uint32 i = 0; i < kSlotFragments; ++i)
+        if (i < source.left) copy_weights(address + i * kFragmentBytes, from + i * kFragmentBytes);
       ++source.slot;
-      if (--source.left == 0) turn(source);
+      source.left -= source.left < kSlotFragments ? source.left : kSlotFragments;
+      if (source.left == 0) turn(source);
     }
     keep(source);
     end_copies();
@@ -79,7 +81,7 @@ struct Ring {
     MKC_NO_UNROLL
     for (uint32 tried = begin; source.left == 0 && tried < end && source.step < l.steps[0]; ++tried) {
       const Stream& stream = l.streams[source.at];
-      source.slot = stream.first, source.left = stream.slots;
+      source.slot = stream.first, source.left = stream.fragments;
       if (++source.at == end) source.at = begin, ++source.step;
     }
   }

@@ -48,7 +48,7 @@ struct Ring {
   MKC_DEVICE void fetch(Quad (&w)[4]) {
     await();
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * 512);
+    for (int i = 0; i < 4; ++i) w[i] = load_shared(address + i * kFragmentBytes);
     release();
   }
   MKC_DEVICE void close() const {}  // loaders wait for what they have copied
@@ -98,9 +98,9 @@ struct Loader {
       for (uint32 i = begin; open && i < end; ++i) {
         const Stream stream = following;
         following = l.streams[i + 1 < end ? i + 1 : begin];
-        if (stream.slots) ask(following);
-        open = stream.slots ? weights(stream) : keys(stream, first + stream.place);
-        if (!stream.slots) ask(following);
+        if (stream.fragments) ask(following);
+        open = stream.fragments ? weights(stream) : keys(stream, first + stream.place);
+        if (!stream.fragments) ask(following);
       }
     MKC_NO_UNROLL
     for (uint32 distance = window(); distance > 0; --distance) follow(distance);  // shared memory must outlive every copy into it
@@ -129,8 +129,10 @@ struct Loader {
   MKC_DEVICE bool weights(const Stream& stream) {
     const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
-    for (uint32 n = 0; n < stream.slots; ++n, from += kSlotBytes)
-      if (!issue(from, kSlotBytes)) return false;
+    for (uint32 left = stream.fragments, some; left > 0; left -= some, from += kSlotBytes) {
+      some = left < kSlotFragments ? left : kSlotFragments;
+      if (!issue(from, some * kFragmentBytes)) return false;
+    }
     return true;
   }
   // How many rows a cache has is known once the first task of the step that asks has got there. It has shown the position
@@ -146,7 +148,7 @@ struct Loader {
   }
   // Where a task's keys lie is brought while the slots before them are issued.
   MKC_DEVICE void ask(const Stream& of) {
-    if (of.slots) return;
+    if (of.fragments) return;
     copy_entry(place(), l.entries + queue + of.place, answered(), 0);
     phases ^= kAnswerOdd;
   }
@@ -185,7 +187,8 @@ struct Loader {
     uint32 now;
     while (static_cast<int32>((now = cycles()) - next) < 0 && !starves()) {
     }
-    next = (static_cast<int32>(now - next) > 0 ? now : next) + l.pace * bytes / kSlotBytes;
+    const uint32 most = Page::kRingSlots * l.pace, early = static_cast<int32>(next - now) > 0 ? next - now : 0;
+    next = now + (early < most ? early : most) + l.pace * bytes / kSlotBytes;
   }
 };
 

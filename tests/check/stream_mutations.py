@@ -34,14 +34,14 @@ def _record(program: Program, rng: Random, field: str, change: Callable[[int], i
 
 def shift_weights(program: Program, rng: Random) -> Program | None:
     """The loaders of a task bring its neighbour's weights."""
-    weighty = np.flatnonzero(_streams(program).records["slots"])
+    weighty = np.flatnonzero(_streams(program).records["fragments"])
     records = _streams(program).records.copy()
     records["first"][rng.choice(weighty.tolist())] += rng.choice((1, 2, 16384))
     return _with(program, records=records)
 
 
-def change_slots(program: Program, rng: Random) -> Program | None:
-    return _record(program, rng, "slots", lambda n: max(0, n - 1) if rng.random() < 0.5 and n else n + 1)
+def change_fragments(program: Program, rng: Random) -> Program | None:
+    return _record(program, rng, "fragments", lambda n: max(0, n - 1) if rng.random() < 0.5 and n else n + 1)
 
 
 def change_place(program: Program, rng: Random) -> Program | None:
@@ -97,7 +97,7 @@ def _computing(program: Program) -> Words:
 def change_awaits(program: Program, rng: Random) -> Program | None:
     """Loaders read a position before its step has one, or wait where nothing is to be waited for."""
     records = _streams(program).records.copy()
-    at = rng.choice(np.flatnonzero(records["slots"] == 0).tolist())
+    at = rng.choice(np.flatnonzero(records["fragments"] == 0).tolist())
     records["awaits"][at] = 1 - records["awaits"][at]
     return _with(program, records=records)
 
@@ -128,7 +128,7 @@ def overlap_packs(program: Program, rng: Random) -> Program | None:
         replace(pack, shares=tuple((*s[:2], onto[2]) if s == moved else s for s in pack.shares)) for pack in streams.packs
     )
     records = streams.records.copy()
-    records["first"][(records["first"] == moved[2] // SLOT_BYTES) & (records["slots"] > 0)] = onto[2] // SLOT_BYTES
+    records["first"][(records["first"] == moved[2] // SLOT_BYTES) & (records["fragments"] > 0)] = onto[2] // SLOT_BYTES
     return _with(program, packs=packs, records=records)
 
 
@@ -187,7 +187,7 @@ def move_to_another_worker(program: Program, rng: Random) -> Program | None:
 STREAM_MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
-        shift_weights, change_slots, change_place, change_body, drop_record, swap_records, begin_early, disagree_about_early,
+        shift_weights, change_fragments, change_place, change_body, drop_record, swap_records, begin_early, disagree_about_early,
         change_awaits, append_for_another, no_hop, overlap_packs, pack_another_tile, too_much_shared_memory,
         too_little_input, share_words, redirect_words, swap_streaming_tasks, move_to_another_worker,
     )

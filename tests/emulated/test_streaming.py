@@ -15,6 +15,7 @@ from laws.test_stream import (
     by_torch,
     decoded,
     decoding,
+    plain,
     reading,
     steps_for,
     tiny,
@@ -23,6 +24,7 @@ from laws.test_stream import (
 
 from mkc.frontend.executable import Executable
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
+from mkc.passes.stream import stream
 from mkc.targets import cuda
 from mkc.targets.kernel import UNTUNED, Tuning
 
@@ -65,6 +67,26 @@ def assert_as_interpreted(
 @pytest.mark.parametrize(("kind", "workers", "start"), [("qwen3", 2, 62), ("llama", 3, 0), ("heads", 1, 130)])
 def test_a_sequence(kind: str, workers: int, start: int, tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("narrow", 1),
+        ("odd", 1),  # 18 turns of 8 tiles side by side, in three rounds
+        ("odd, long", 1),  # 100 fragments of each
+        ("odd, biased", 3),
+        pytest.param("narrow", 5, marks=pytest.mark.slow),
+        pytest.param("odd", 2, marks=pytest.mark.slow),
+        pytest.param("odd, long", 2, marks=pytest.mark.slow),
+        pytest.param("odd, biased", 5, marks=pytest.mark.slow),
+    ],
+)
+def test_tiles_pass_side_by_side(kind: str, workers: int, tmp_path: Path) -> None:
+    target = cuda.target(arch="sm_90a", workers=workers)
+    beside = {node["abreast"] for node in stream(plain(kind), target).nodes if node.op == "stream_linear"}
+    assert 8 in beside
+    assert_as_interpreted(kind, workers, [62], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gpt-neox": lambda: tiny("GPTNeoX", num_key_value_heads=4),
     "glm4": lambda: tiny("Glm4"),  # dims are turned by pairs
     "phi3": lambda: tiny("Phi3", num_key_value_heads=4, vocab_size=88),
+    "narrow": lambda: tiny("Llama", hidden_size=96, num_attention_heads=3, num_key_value_heads=1, head_dim=32, mlp_bias=True),
+    "odd": lambda: tiny("Llama", hidden_size=288, num_attention_heads=9, num_key_value_heads=3, head_dim=32, intermediate_size=576),
+    "odd, biased": lambda: tiny("Starcoder2", hidden_size=288, num_attention_heads=12, num_key_value_heads=1, head_dim=32),
+    "odd, long": lambda: tiny("Qwen3", hidden_size=128, intermediate_size=3200),
     "gpt2": lambda: tiny("GPT2", num_key_value_heads=4, n_embd=256, n_head=4, n_layer=1, n_positions=256),
 }
 

@@ -30,7 +30,7 @@ class Case:
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
         norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False)
-        self.attrs = norm | dict(merge=0, weights=1, gated=False, best=0, epilogue=Arg(0)) | attrs
+        self.attrs = norm | dict(merge=0, weights=1, gated=False, abreast=1, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
 
@@ -148,7 +148,7 @@ def test_rows_leave_room_for_a_ring_and_a_thread_for_every_four_outputs(batch: i
 
 @pytest.mark.parametrize(("count", "group"), [(1, 8), (8, 8), (19, 8), (3, 4)])
 def test_chunks_pass_all_fragments_of_a_group_of_tiles_before_the_next(count: int, group: int) -> None:
-    order = in_order(count, Pack((), False, 24, (), 8, group))
+    order = in_order(count, Pack((), False, 24, (), 8, group, 1))
     assert sorted(order) == list(range(count * 24))
     tiles, depths = np.divmod(np.array(order), 24)
     assert (np.diff(tiles // group) >= 0).all()

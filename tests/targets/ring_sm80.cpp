@@ -17,12 +17,12 @@ namespace mkc {
 using uint8 = uint8_t;
 using uint32 = uint32_t;
 using uint64 = uint64_t;
-constexpr int kSlotBytes = 16384, kWarpBytes = 2048, kComputeWarps = 8, kBothThreads = 384;
+constexpr int kComputeWarps = 8, kWarpBytes = 512, kFragmentBytes = 4096, kSlotFragments = 4, kSlotBytes = 16384, kBothThreads = 384;
 struct alignas(16) Quad {
   uint32 x, y, z, w;
 };
 struct Stream {
-  uint32 first, slots, place, marks;
+  uint32 first, fragments, place, marks;
 };
 struct Launch {
   const Stream* streams;
@@ -81,12 +81,12 @@ bool holds(unsigned seed) {
   srand(seed);
   const uint32 tasks = rand() % 8, before = rand() % 3, steps = rand() % 5, run = steps ? 1 + rand() % steps : 0, warp = rand() % 8;
   std::vector<Stream> streams(before, Stream{0, 9, 0, 0});
-  std::vector<uint32> order;
+  std::vector<uint32> order, fragments;  // slots, and how many of each there are
   uint32 slot = 3;
   for (uint32 i = 0; i < tasks; ++i) {
-    const uint32 count = rand() % 3 ? rand() % 6 : 0;
+    const uint32 count = rand() % 3 ? rand() % 22 : 0;
     streams.push_back({slot, count, 0, 0});
-    for (uint32 n = 0; n < count; ++n) order.push_back(slot++);
+    for (uint32 n = 0; n < count; n += 4) order.push_back(slot++), fragments.push_back(count - n < 4 ? count - n : 4);
     slot += rand() % 3;
   }
   const uint32 bounds[] = {0, before, before + tasks};
@@ -99,15 +99,17 @@ bool holds(unsigned seed) {
   groups.assign(1, {}), copied = 0;
   Ring<Page<Slots>> ring(launch, 1024, 1, static_cast<int>(warp), 0);
   for (uint32 step = 0; step < run; ++step)
-    for (const uint32 wanted : order) {
+    for (size_t n = 0; n < order.size(); ++n) {
       Quad w[4];
       ring.fetch(w);
-      for (uint32 i = 0; i < 4; ++i)
-        if (w[i].x != wanted || w[i].y != warp * kWarpBytes + i * 512) return false;
+      for (uint32 i = 0; i < fragments[n]; ++i)
+        if (w[i].x != order[n] || w[i].y != warp * kWarpBytes + i * kFragmentBytes) return false;
     }
   ring.close();
   const uint32 all = static_cast<uint32>(order.size()), ahead = run * all + (all ? Slots : 0);
-  return groups.size() == 1 && copied == 4 * (ahead < steps * all ? ahead : steps * all);
+  uint32 expected = 0;
+  for (uint32 n = 0; n < (ahead < steps * all ? ahead : steps * all); ++n) expected += fragments[n % all];
+  return groups.size() == 1 && copied == expected;
 }
 
 int main() {

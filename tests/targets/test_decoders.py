@@ -13,7 +13,11 @@ DEEP = {  # whose batches of weights take turns: 7 and 14 fragments, 9 and 28
     "1792": lambda: tiny("Llama", hidden_size=1792, intermediate_size=3584, vocab_size=9001),
     "2304": lambda: tiny("Qwen2", hidden_size=2304, intermediate_size=6912, vocab_size=9000, num_attention_heads=36),
 }
-KINDS = MODELS | DEEP
+ODD = {  # of which tiles pass side by side, four and two
+    "576": lambda: tiny("Llama", hidden_size=576, intermediate_size=1536, vocab_size=12001, num_attention_heads=9, num_key_value_heads=3),
+    "1152": lambda: tiny("Qwen2", hidden_size=1152, intermediate_size=3072, vocab_size=20001, num_attention_heads=9, num_key_value_heads=3),
+}
+KINDS = MODELS | DEEP | ODD
 
 
 def lm(kind: str, device: str) -> Any:

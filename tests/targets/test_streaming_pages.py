@@ -18,8 +18,9 @@ from mkc.errors import TargetError
 from mkc.frontend.decoding import make_state, raise_sections
 from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
+from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS
 from mkc.numerics import grade_answer
-from mkc.ops._streaming import fragments
+from mkc.ops._streaming import ABREAST, fragments
 from mkc.passes.render import lay_in
 from mkc.targets import cuda
 
@@ -48,7 +49,9 @@ def planned(name: str, arch: str) -> Compilation:
 
 def everywhere() -> list[Any]:
     slow = {("qwen3-0.6b", arch) for arch in TWINS} | {("llama-3.2-1b", a) for a in cuda.ARCHITECTURES if a not in ("sm_80", "sm_120a")}
-    pairs = [(name, arch) for name in ("qwen3-0.6b", "llama-3.2-1b") for arch in cuda.ARCHITECTURES]
+    slow |= {(name, arch) for name in ("smollm2-135m", "gemma-3-1b") for arch in cuda.ARCHITECTURES if arch != "sm_90a"}
+    names = ("qwen3-0.6b", "llama-3.2-1b", "smollm2-135m", "gemma-3-1b")  # two of them of odd depths
+    pairs = [(name, arch) for name in names for arch in cuda.ARCHITECTURES]
     return [pytest.param(*pair, marks=pytest.mark.slow if pair in slow else ()) for pair in pairs]
 
 
@@ -80,6 +83,15 @@ def test_the_ring_takes_the_shared_memory_there_is(arch: str) -> None:
     assert streams.paced == target.bulk_copies == (arch not in WITHOUT_LOADERS)
 
 
+@pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.01), ("gemma-3-1b", 0.01)])
+def test_hardly_more_than_the_weights_is_read(name: str, padding: float) -> None:
+    streams = planned(name, "sm_90a").program.streams
+    assert streams is not None
+    weights = sum(2 * w.layout.numel for pack in streams.packs for w in pack.weights)
+    read = int(streams.records["fragments"].sum()) * SLOT_BYTES // SLOT_FRAGMENTS
+    assert weights <= read <= (1 + padding) * weights
+
+
 def test_a_gpu_without_bulk_copies_does_without() -> None:
     for arch, copies in (("sm_80", "cp.async.cg"), ("sm_90a", "cp.async.bulk")):
         page = cuda.ptx(planned("qwen3-0.6b", arch).source.complete, arch)
@@ -91,10 +103,13 @@ def test_a_gpu_without_bulk_copies_does_without() -> None:
 def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> None:
     """A batch that is neither whole tiles nor a whole share of one is refused by the header."""
     claims = [
-        f"static_assert(mkc::ops::Passage<{tiles}, {count}>::kBatch <= 6);"
-        for count in sorted({fragments(depth) for depth in range(256, 32768, 256)})
-        for tiles in (1, 2, 100)
+        f"static_assert(fits<mkc::ops::Passage<{tiles}, {count}, {beside}>, {beside}>);"
+        for beside in ABREAST
+        for count in sorted({fragments(depth, beside) for depth in range(32, 32768, 32)})
+        for tiles in (1, 2, 9, 100)
     ]
+    fits = "P::kBatch <= 6 && P::kBatch <= P::kSlots && (P::kHeld || P::kTilesABatch <= P::kRound) && P::kRound * Beside <= 64"
+    claims.insert(0, f"template <class P, int Beside> constexpr bool fits = {fits};")
     headers = [f"#include <mkc/{name}.cuh>" for name in (ring, "ops/stream_linear")]
     cuda.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")
 

@@ -11,14 +11,17 @@ namespace mkc::ops {
 
 // How `Tiles` tiles of 8 rows pass through the registers. A tile's depth is `F` fragments for each compute warp: one
 // fragment is 8 rows by 32 of k, the a operand of one mma, whose rows 8 to 15 are the same rows at another k.
-template <int Tiles, int F>
+// Where fewer warps share a depth, `Abreast` tiles pass side by side, each through as many warps, and count as one.
+template <int Tiles, int F, int Abreast = 1>
 struct Passage {
+  static constexpr int kSharers = kComputeWarps / Abreast;
   static constexpr int kSlots = (Tiles * F + 3) / 4;
-  static constexpr bool kHeld = kSlots <= 6;  // all weights are in registers before the input comes
-  static constexpr int even_batch() {         // slots in registers at once: whole tiles, or a whole share of one
+  static constexpr int kMostARound = kMaxTiles * Abreast < 64 ? kMaxTiles : 64 / Abreast;  // a talking thread has four outputs
+  static constexpr bool kHeld = kSlots <= 6 && Tiles <= kMostARound;  // all weights are in registers before the input comes
+  static constexpr int even_batch() {  // slots in registers at once: whole tiles, or a whole share of one
     if (kHeld) return kSlots;
     for (int slots = kRollingSlots; slots > 1; --slots)
-      if (slots * 4 % F == 0) return slots;
+      if (slots * 4 % F == 0 && slots * 4 / F <= kMostARound) return slots;
     for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
       if (F % (slots * 4) == 0) return slots;
     return F % 20 == 0 ? 5 : 0;
@@ -37,37 +40,38 @@ struct Passage {
   static constexpr int kBatch = kTurns ? kShort + (kLong > 0) : even_batch(), kFragments = kBatch * 4;
   static constexpr bool kWhole = kHeld || (!kTurns && kFragments % F == 0);
   static constexpr int kTilesABatch = kTurns ? kPeriodTiles : kWhole ? kFragments / F : 1;
-  static constexpr int kRound = kHeld ? Tiles : kMaxTiles / kTilesABatch * kTilesABatch;  // tiles between two meetings
+  static constexpr int kRound = kHeld ? Tiles : kMostARound / kTilesABatch * kTilesABatch;  // tiles between two meetings
   static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
 };
 
 // b operands: both halves of the depth of a fragment, in columns 0 and 1; the other columns hold copies.
-template <int F, int Count>
+template <int F, int Count, int Sharers>
 struct Inputs {
+  static constexpr int kStep = Sharers * 64;  // bytes from a fragment to the next
   uint32 b[Count][2];
   // fragments [first, first + Count) of the depth
   MKC_DEVICE void take(uint32 input, int first) {
     if constexpr (F % 2 == 0) {
       MKC_UNROLL
       for (int i = 0; i < Count; i += 2) {
-        const Quad v = load_shared(input + (first + i) * 512);
+        const Quad v = load_shared(input + (first + i) * kStep);
         b[i][0] = v.x, b[i][1] = v.y, b[i + 1][0] = v.z, b[i + 1][1] = v.w;
       }
     } else {
       MKC_UNROLL
       for (int i = 0; i < Count; ++i)
-        asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(b[i][0]), "=r"(b[i][1]) : "r"(input + (first + i) * 512) : "memory");
+        asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(b[i][0]), "=r"(b[i][1]) : "r"(input + (first + i) * kStep) : "memory");
     }
   }
 };
 
 // The inputs of a slot's four fragments, of which the first is number `first` of a tile; the others may be of the next.
-template <int F>
-MKC_DEVICE void take_slot(Inputs<F, 4>& x, uint32 input, int first) {
+template <int F, int Sharers>
+MKC_DEVICE void take_slot(Inputs<F, 4, Sharers>& x, uint32 input, int first) {
   constexpr int kTogether = F % 4 == 0 ? 4 : F % 2 == 0 ? 2 : 1;
   MKC_UNROLL
   for (int i = 0; i < 4; i += kTogether) {
-    Inputs<F, kTogether> some;
+    Inputs<F, kTogether, Sharers> some;
     some.take(input, (first + i) % F);
     MKC_UNROLL
     for (int j = 0; j < kTogether; ++j) x.b[i + j][0] = some.b[j][0], x.b[i + j][1] = some.b[j][1];
@@ -88,21 +92,22 @@ struct Sums {  // of a tile: two chains, so that one mma need not wait for the o
 };
 
 // `await_input` returns when the input lies in shared memory.
-template <int Tiles, int F, class Page, class Await>
+template <int Tiles, int F, int Abreast, class Page, class Await>
 MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
-  using P = Passage<Tiles, F>;
+  using P = Passage<Tiles, F, Abreast>;
   constexpr bool kPairs = F % 2 == 0;
+  constexpr int kStep = Abreast * 32;  // bytes from the sums of a tile to those of the next that this warp multiplies
   const Fragment at = c.place();
-  const int half = at.row % 2;
-  const uint32 input = c.input + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
-  const uint32 sums = c.sums + at.warp * kMaxTiles * 32 + at.row * 4;
+  const int half = at.row % 2, part = Abreast == 1 ? at.warp : at.warp % P::kSharers;  // of the depth
+  const uint32 input = c.input + 2 * (kPairs ? part * 64 + half * 32 + at.column * 8 : part * 32 + half * 16 + at.column * 4);
+  const uint32 sums = c.sums + part * kMaxTiles * kStep + (Abreast == 1 ? 0 : at.warp / P::kSharers * 32) + at.row * 4;
   const bool holder = at.column == 0;
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
   await_input();
   if constexpr (P::kHeld) {
-    Inputs<F, F> x;
+    Inputs<F, F, P::kSharers> x;
     x.take(input, 0);
     Sums s[Tiles];
     MKC_UNROLL
@@ -113,10 +118,10 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
       for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
     }
     MKC_UNROLL
-    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * 32, holder);
+    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * kStep, holder);
   } else if constexpr (P::kTurns) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
-    Inputs<F, kKept ? F : 4> x;
+    Inputs<F, kKept ? F : 4, P::kSharers> x;
     if (kKept) x.take(input, 0);
     Sums s;
     int tile = 0;
@@ -128,7 +133,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         const int f = i % F, here = i / 4, turn = P::turn_of(here), held = here - P::begin_of(turn);
         if (f == 0) s.clear();
         if constexpr (!kKept)
-          if (i % 4 == 0) take_slot<F>(x, input, f);
+          if (i % 4 == 0) take_slot(x, input, f);
         s.add(f, w[held][i % 4], x.b[kKept ? f : i % 4]);
         if (i % 4 == 3) {  // the slot that takes this one's place, if the next turn has one, in the order of the ring
           const int next = P::begin_of(turn + 1) + held;
@@ -136,12 +141,12 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
             if (slot + next < P::kSlots) c.ring.fetch(w[held]);
           if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < P::kSlots) c.ring.fetch(w[P::kBatch - 1]);
         }
-        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * 32, holder);
+        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else if constexpr (P::kWhole) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
-    Inputs<F, F> x;
+    Inputs<F, F, P::kSharers> x;
     if (kKept) x.take(input, 0);
     int tile = 0;
     MKC_NO_UNROLL
@@ -155,7 +160,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         if (f == 0 && !kKept) x.take(input, 0);
         s.add(f, w[i / 4][i % 4], x.b[f]);
         if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
-        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * 32, holder);
+        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else {
@@ -164,7 +169,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
     int tile = 0, first = 0;
     MKC_NO_UNROLL
     for (int slot = 0; slot < P::kSlots; slot += P::kBatch) {
-      Inputs<F, P::kFragments> x;
+      Inputs<F, P::kFragments, P::kSharers> x;
       x.take(input, first);
       MKC_UNROLL
       for (int i = 0; i < P::kFragments; ++i) {
@@ -173,7 +178,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
       }
       first += P::kFragments;
       if (first < F) continue;
-      s.store(sums + tile % P::kRound * 32, holder);
+      s.store(sums + tile % P::kRound * kStep, holder);
       s.clear();
       first = 0;
       if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
@@ -281,21 +286,22 @@ struct ExtrasOrPieces<true, Skip, V...> {
 
 // Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H, kLine] and position when Merge > 0, then extras, or
 // the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's, which says which of them is the best.
-template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
-          bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Abreast, int Depth, bool Centred, bool Shifted,
+          bool InPieces, bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
 struct StreamLinear {
+  using P = Passage<Tiles, Fragments, Abreast>;
   static constexpr bool kNorm = Norm;
-  static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
-  static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
+  static constexpr int kPadded = Fragments * 32 * P::kSharers, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
+  static constexpr int kOutputs = (Gated ? 4 : 8) * Abreast;  // of a tile, and those beside it
   static constexpr int kBefore = Norm + Shifted + 2 * (Merge > 0);  // operands before the extras
-  using P = Passage<Tiles, Fragments>;
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
+  static_assert(P::kRound * kOutputs <= 4 * kTalkThreads, "a talking thread has four outputs of a round");
 
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments>(c, [&] {
-      if constexpr (Merge > 0) MergedRow<Depth, Fragments, Heads, Merge>::bring(c, c.begin_alone().operands);
+    multiply_tiles<Tiles, Fragments, Abreast>(c, [&] {
+      if constexpr (Merge > 0) MergedRow<Depth, Fragments, P::kSharers, Heads, Merge>::bring(c, c.begin_alone().operands);
       else meet(kInputReady, kBothThreads);
     });
   }
@@ -340,11 +346,11 @@ struct StreamLinear {
  private:
   template <class Page>
   MKC_DEVICE static Four total(const Talk<Page>& talk, uint32 at, float scale) {
-    Four v[kComputeWarps];
+    Four v[P::kSharers];
     MKC_UNROLL
-    for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(talk.sums + at + w * kMaxTiles * 32);
+    for (int w = 0; w < P::kSharers; ++w) v[w] = load_shared_four(talk.sums + at + w * kMaxTiles * Abreast * 32);
     MKC_UNROLL
-    for (int half = kComputeWarps / 2; half > 0; half /= 2) {
+    for (int half = P::kSharers / 2; half > 0; half /= 2) {
       MKC_UNROLL
       for (int w = 0; w < half; ++w) {
         MKC_UNROLL
