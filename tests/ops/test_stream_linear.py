@@ -29,7 +29,7 @@ class Case:
 
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
-        norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False)
+        norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False, post_eps=0.0, post_offset=0.0)
         self.attrs = norm | dict(merge=0, weights=1, gated=False, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []

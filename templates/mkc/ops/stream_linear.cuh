@@ -40,7 +40,7 @@ struct Passage {
   static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
 };
 
-// b operands: both halves of the depth of a fragment, in columns 0 and 1; the other columns hold copies.
+// b operands: both halves of the depth of a fragment, in columns 0 and 1, and of a second row in 2 and 3; the others hold copies.
 template <int F, int Count>
 struct Inputs {
   uint32 b[Count][2];
@@ -80,21 +80,28 @@ struct Sums {  // of a tile: two chains, so that one mma need not wait for the o
     for (int i = 0; i < 4; ++i) even[i] = odd[i] = 0.0f;
   }
   MKC_DEVICE void add(int f, const Quad& w, const uint32 (&b)[2]) { multiply(f % 2 ? odd : even, w, b[0], b[1]); }
-  // column 0 of rows 0 to 7 and column 1 of rows 8 to 15 are the two halves of the sum
+  // column 0 of rows 0 to 7 and column 1 of rows 8 to 15 are the two halves of the sum; the next lane has the second row's
   MKC_DEVICE void store(uint32 to, bool holder) const {
     if (holder) store_shared(to, (even[0] + even[3]) + (odd[0] + odd[3]));
   }
 };
 
-template <int Tiles, int F, class Page>
+// Two rows of `F` fragments, from a body's first byte of shared memory on: then the second's sums, and what norms need.
+template <int F>
+struct TwoRows {
+  static constexpr int kSecond = F * 512, kSums = 2 * kSecond, kParts = kSums + kSumsBytes;
+};
+
+template <int Tiles, int F, bool Two, class Page>
 MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   using P = Passage<Tiles, F>;
   constexpr bool kPairs = F % 2 == 0;
   const Fragment at = c.place();
   const int half = at.row % 2;
-  const uint32 input = c.input + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
-  const uint32 sums = c.sums + at.warp * kMaxTiles * 32 + at.row * 4;
-  const bool holder = at.column == 0;
+  const uint32 row = c.input + (Two && at.row / 2 % 2 ? TwoRows<F>::kSecond : 0);
+  const uint32 input = row + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
+  const uint32 sums = (Two && at.column ? c.input + TwoRows<F>::kSums : c.sums) + at.warp * kMaxTiles * 32 + at.row * 4;
+  const bool holder = at.column <= Two;
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
@@ -277,29 +284,53 @@ struct ExtrasOrPieces<true, Skip, V...> {
   using Type = Pieces<Skip, V...>;
 };
 
-// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, lse [S, H, kLine] and position when Merge > 0, then extras, or
-// the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's, which says which of them is the best.
+struct NoPostNorm {
+  static constexpr bool kIs = false;
+};
+template <class PostEps, class PostOffset>
+struct PostNorm {
+  static constexpr bool kIs = true;
+  using Eps = PostEps;
+  using Offset = PostOffset;
+};
+template <class First, class Second, class...>
+struct SecondOf {
+  using Type = Second;
+};
+
+// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, residual [1, K] and its gain [K] with a PostNorm, lse [S, H, kLine]
+// and position when Merge > 0, then extras, or the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's,
+// which says which of them is the best.
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Centred, bool Shifted, bool InPieces,
-          bool Gated, int Merge, int Heads, int Best, class Y, class X, class... Rest>
+          bool Gated, int Merge, int Heads, int Best, class Post, class Y, class X, class... Rest>
 struct StreamLinear {
   static constexpr bool kNorm = Norm;
   static constexpr int kPadded = Fragments * 256, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = Gated ? 4 : 8;  // of a tile
-  static constexpr int kBefore = Norm + Shifted + 2 * (Merge > 0);  // operands before the extras
+  static constexpr int kBefore = Norm + Shifted + 2 * Post::kIs + 2 * (Merge > 0);  // operands before the extras
   using P = Passage<Tiles, Fragments>;
+  using Two = TwoRows<Fragments>;
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
+  static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kColumns <= 6), "two rows that are held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
+
+  struct Scales {  // of the sums, and before that of the second row's
+    float all, second;
+  };
 
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments>(c);
+    multiply_tiles<Tiles, Fragments, Post::kIs>(c);
   }
 
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
   MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
     if (Norm)
-      for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
+      for (int line = herald.thread(); line < Depth / 64; line += 32) {
+        fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
+        if (Post::kIs) fetch_ahead(static_cast<const bf16*>(p[4]) + line * 64);
+      }
   }
 
   template <class Page>
@@ -309,9 +340,10 @@ struct StreamLinear {
     typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
-    float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f;
+    Scales scale = {kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, 0.0f};
     if constexpr (Merge > 0) merge(talk, p);
-    else if constexpr (Centred) scale = centred(talk, p);
+    else if constexpr (Centred) scale.all = centred(talk, p);
+    else if constexpr (Post::kIs) two_rows(talk, p);
     else input(talk, p);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
@@ -319,7 +351,11 @@ struct StreamLinear {
       const int n = first + word * 4;
       if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
       talk.await_sums();
-      if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
+      if constexpr (Post::kIs) {
+        if (round == 0) scale = scales(talk);
+      } else if (kNorm && !Centred && round == 0) {
+        scale.all *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
+      }
       if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
@@ -328,15 +364,22 @@ struct StreamLinear {
       if (word == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
     talk.report(misfit);
-    if constexpr (!kIsPublished<Y>) sync();  // other warps of this worker may read it in their next task
+    // Other warps of this worker may read it in their next task; a second row's sums lie where the next task's input goes.
+    if constexpr (!kIsPublished<Y> || Post::kIs) sync();
   }
 
  private:
   template <class Page>
-  MKC_DEVICE static Four total(const Talk<Page>& talk, uint32 at, float scale) {
+  MKC_DEVICE static Four total(const Talk<Page>& talk, uint32 at, const Scales& scale) {
     Four v[kComputeWarps];
     MKC_UNROLL
     for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(talk.sums + at + w * kMaxTiles * 32);
+    MKC_UNROLL
+    for (int w = 0; w < kComputeWarps && Post::kIs; ++w) {
+      const Four second = load_shared_four(talk.input + Two::kSums + at + w * kMaxTiles * 32);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v[w].at[i] += scale.second * second.at[i];
+    }
     MKC_UNROLL
     for (int half = kComputeWarps / 2; half > 0; half /= 2) {
       MKC_UNROLL
@@ -346,12 +389,12 @@ struct StreamLinear {
       }
     }
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
+    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale.all;
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, int end, float scale, const E& extras, uint32& misfit,
-                                mkc::Best& best) {
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, int end, const Scales& scale, const E& extras,
+                                uint32& misfit, mkc::Best& best) {
     Four v = total(talk, word * (Gated ? 32 : 16), scale);
     if constexpr (Gated) {
       const Four other = total(talk, word * 32 + 16, scale);
@@ -399,7 +442,7 @@ struct StreamLinear {
       }
       if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
       MKC_UNROLL
-      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of(v[j]);
+      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of<X>(v[j]);
     }
     if constexpr (kNorm) talk.add_up(squares);
   }
@@ -411,15 +454,93 @@ struct StreamLinear {
     for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
     return eight(value);
   }
+  template <class V>
+  MKC_DEVICE static float unscale() {
+    return kIsPublished<V> ? kUnscaled : 1.0f;
+  }
+  template <class V>
   MKC_DEVICE static float squares_of(const Quad& v) {
     float value[8], squares = 0.0f;
     eight(v, value);
     MKC_UNROLL
     for (int i = 0; i < 8; ++i) {
-      if (kIsPublished<X>) value[i] *= kUnscaled;
+      if (kIsPublished<V>) value[i] *= kUnscaled;
       squares += value[i] * value[i];
     }
     return squares;
+  }
+  // The same for the sum of a residual r and the norm of x: x' = (r + s g x) s' g', where g is the gain of the one norm and g'
+  // that of the other. Both rows are laid into shared memory, r g' and g x g'; s and s' wait for the sums. The residual has
+  // been there for a while.
+  template <class Page>
+  MKC_DEVICE static void two_rows(Talk<Page>& talk, void* const* p) {
+    using R = typename SecondOf<Rest...>::Type;
+    const int first = talk.thread();
+    Quad gain[kColumns], post[kColumns], r[kColumns], x[kColumns];
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first + j * kTalkThreads;
+      gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
+      post[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[4]) + column) : Quad{};
+    }
+    bring<kColumns>(talk, R(p[3]), first, r);
+    float of_x = 0.0f, of_r = 0.0f, of_both = 0.0f, of_scaled = 0.0f;  // sums of x^2, r^2, r g x and (g x)^2
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first + j * kTalkThreads;
+      if (column < kPadded / 8) store_shared(talk.input + column * 16, scaled(r[j], gain[j]));
+      of_r += squares_of<R>(r[j]);
+    }
+    if constexpr (kIsPublished<X>) talk.let_others_finish();
+    bring<kColumns>(talk, X(p[1]), first, x);
+    float product[kColumns][8];  // g x
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const int column = first + j * kTalkThreads;
+      float by[8], also[8], both[8];
+      eight(x[j], product[j]), eight(post[j], by), eight(gain[j], also);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        product[j][i] *= by[i] * unscale<X>() + Post::Offset::of() * unscale<X>();
+        both[i] = product[j][i] * (also[i] + Offset::of());
+      }
+      if (column < kPadded / 8) store_shared(talk.input + Two::kSecond + column * 16, eight(both));
+    }
+    talk.input_is_ready();
+    MKC_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      float value[8];
+      eight(r[j], value);
+      of_x += squares_of<X>(x[j]);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i) of_both += value[i] * product[j][i], of_scaled += product[j][i] * product[j][i];
+    }
+    add_up(talk, of_x, of_r, of_both * unscale<R>(), of_scaled);
+  }
+  // The four sums of a warp, each in one of its lanes, and then of all four talking warps.
+  template <class Page>
+  MKC_DEVICE static void add_up(const Talk<Page>& talk, float a, float b, float c, float d) {
+    const int thread = talk.thread();
+    const auto fold = [](bool upper, float one, float other, int bit) {
+      return (upper ? other : one) + __shfl_xor_sync(0xFFFFFFFFu, upper ? one : other, bit);
+    };
+    float sum = fold(thread & 8, fold(thread & 16, a, c, 16), fold(thread & 16, b, d, 16), 8);
+    MKC_UNROLL
+    for (int bit = 4; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, bit);
+    if (thread % 8 == 0) store_shared(talk.input + Two::kParts + thread % 32 * 2 + thread / 32 * 4, sum);
+  }
+  template <class Page>
+  MKC_DEVICE static Scales scales(const Talk<Page>& talk) {
+    float sum[4];
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Four part = load_shared_four(talk.input + Two::kParts + 16 * i);
+      sum[i] = (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
+    }
+    using R = typename SecondOf<Rest...>::Type;
+    const float second = rsqrt(sum[0] * (1.0f / Depth) + Post::Eps::of());
+    const float squares = sum[1] + second * (2.0f * sum[2] + second * sum[3]);
+    return {unscale<R>() * rsqrt(squares * (1.0f / Depth) + Eps::of()), second / unscale<R>()};
   }
   // The same for a norm that takes away the mean: the whole row is held until that is known. What is laid into shared
   // memory is the norm; returns the scale of the sums.
