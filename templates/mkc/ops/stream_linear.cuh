@@ -310,12 +310,13 @@ struct StreamLinear {
   static constexpr int kBefore = Norm + Shifted + 2 * Post::kIs + 2 * (Merge > 0);  // operands before the extras
   using P = Passage<Tiles, Fragments>;
   using Two = TwoRows<Fragments>;
+  static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kColumns <= 6), "two rows that are held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
-  struct Scales {  // of the sums, and before that of the second row's
-    float all, second;
+  struct Products {  // four of a weight, and of the one beside it
+    Four one, other;
   };
 
   template <class Page>
@@ -335,33 +336,35 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int word = talk.thread();  // has four outputs of a round
-    const bool mine = word < P::kRound * kOutputs / 4 && r[0].begin + word * 4 < r[0].end;
+    const int word = talk.thread() / kLanes;  // has four outputs of a round
+    const auto is_mine = [&](int n) { return word < P::kRound * kOutputs / 4 && n < r[0].end && talk.thread() % kLanes == 0; };
     typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
-    Scales scale = {kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, 0.0f};
+    float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, second = 0.0f;  // of the sums; of the second row's before that
     if constexpr (Merge > 0) merge(talk, p);
-    else if constexpr (Centred) scale.all = centred(talk, p);
+    else if constexpr (Centred) scale = centred(talk, p);
     else if constexpr (Post::kIs) two_rows(talk, p);
     else input(talk, p);
-    if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
+    if (is_mine(r[0].begin + word * 4)) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
     for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
       const int n = first + word * 4;
-      if (round && word < P::kRound * kOutputs / 4 && n < r[0].end) extras.read(talk, p + 2, n);
+      if (round && is_mine(n)) extras.read(talk, p + 2, n);
       talk.await_sums();
       if constexpr (Post::kIs) {
-        if (round == 0) scale = scales(talk);
-      } else if (kNorm && !Centred && round == 0) {
-        scale.all *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
+        if (round == 0) scales(talk, scale, second);
+        const Products v = products(talk, word, scale, second);  // of which each thread has a part
+        if (is_mine(n)) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
+      } else {
+        if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
+        if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, word, scale), extras, misfit, best);
       }
-      if (word < P::kRound * kOutputs / 4 && n < r[0].end) finish(talk, p[0], word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < P::kRounds) talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
       best = best.of_all(talk);
-      if (word == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
+      if (talk.thread() == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
     talk.report(misfit);
     // Other warps of this worker may read it in their next task; a second row's sums lie where the next task's input goes.
@@ -369,17 +372,10 @@ struct StreamLinear {
   }
 
  private:
-  template <class Page>
-  MKC_DEVICE static Four total(const Talk<Page>& talk, uint32 at, const Scales& scale) {
+  MKC_DEVICE static Four total(uint32 at, float scale) {
     Four v[kComputeWarps];
     MKC_UNROLL
-    for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(talk.sums + at + w * kMaxTiles * 32);
-    MKC_UNROLL
-    for (int w = 0; w < kComputeWarps && Post::kIs; ++w) {
-      const Four second = load_shared_four(talk.input + Two::kSums + at + w * kMaxTiles * 32);
-      MKC_UNROLL
-      for (int i = 0; i < 4; ++i) v[w].at[i] += scale.second * second.at[i];
-    }
+    for (int w = 0; w < kComputeWarps; ++w) v[w] = load_shared_four(at + w * kMaxTiles * 32);
     MKC_UNROLL
     for (int half = kComputeWarps / 2; half > 0; half /= 2) {
       MKC_UNROLL
@@ -389,17 +385,34 @@ struct StreamLinear {
       }
     }
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale.all;
+    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
     return v[0];
   }
+  template <class Page>
+  MKC_DEVICE static Products products(const Talk<Page>& talk, int word, float scale) {
+    const uint32 at = talk.sums + word * (Gated ? 32 : 16);
+    return {total(at, scale), Gated ? total(at + 16, scale) : Four{}};
+  }
+  // The same of two rows: neighbours have a row each, and those beside them the other weight. The first has all in the end.
+  template <class Page>
+  MKC_DEVICE static Products products(const Talk<Page>& talk, int word, float scale, float second) {
+    const int row = talk.thread() % 2, weight = talk.thread() % kLanes / 2, last = P::kRound * kOutputs / 4 - 1;
+    const uint32 at = (row ? talk.input + Two::kSums : talk.sums) + (word < last ? word : last) * (Gated ? 32 : 16) + weight * 16;
+    Products v = {total(at, row ? scale * second : scale), {}};
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      v.one.at[i] += __shfl_xor_sync(0xFFFFFFFFu, v.one.at[i], 1);
+      if (Gated) v.other.at[i] = __shfl_xor_sync(0xFFFFFFFFu, v.one.at[i], 2);
+    }
+    return v;
+  }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int word, int n, int end, const Scales& scale, const E& extras,
-                                uint32& misfit, mkc::Best& best) {
-    Four v = total(talk, word * (Gated ? 32 : 16), scale);
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int n, int end, Products products, const E& extras, uint32& misfit,
+                                mkc::Best& best) {
+    Four& v = products.one;
     if constexpr (Gated) {
-      const Four other = total(talk, word * 32 + 16, scale);
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i], other.at[i]);
+      for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i], products.other.at[i]);
     } else {
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) v.at[i] = extras.template of<Expr>(i, v.at[i]);
@@ -442,7 +455,7 @@ struct StreamLinear {
       }
       if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
       MKC_UNROLL
-      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of<X>(v[j]);
+      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of(v[j]);
     }
     if constexpr (kNorm) talk.add_up(squares);
   }
@@ -454,17 +467,12 @@ struct StreamLinear {
     for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
     return eight(value);
   }
-  template <class V>
-  MKC_DEVICE static float unscale() {
-    return kIsPublished<V> ? kUnscaled : 1.0f;
-  }
-  template <class V>
   MKC_DEVICE static float squares_of(const Quad& v) {
     float value[8], squares = 0.0f;
     eight(v, value);
     MKC_UNROLL
     for (int i = 0; i < 8; ++i) {
-      if (kIsPublished<V>) value[i] *= kUnscaled;
+      if (kIsPublished<X>) value[i] *= kUnscaled;
       squares += value[i] * value[i];
     }
     return squares;
@@ -476,46 +484,58 @@ struct StreamLinear {
   MKC_DEVICE static void two_rows(Talk<Page>& talk, void* const* p) {
     using R = typename SecondOf<Rest...>::Type;
     const int first = talk.thread();
-    Quad gain[kColumns], post[kColumns], r[kColumns], x[kColumns];
+    Quad gain[kColumns], post[kColumns], v[kColumns];
     MKC_UNROLL
     for (int j = 0; j < kColumns; ++j) {
       const int column = first + j * kTalkThreads;
       gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
       post[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[4]) + column) : Quad{};
     }
-    bring<kColumns>(talk, R(p[3]), first, r);
-    float of_x = 0.0f, of_r = 0.0f, of_both = 0.0f, of_scaled = 0.0f;  // sums of x^2, r^2, r g x and (g x)^2
+    float residual[kColumns][8], x[kColumns][8], of_x = 0.0f, of_r = 0.0f, of_both = 0.0f, of_scaled = 0.0f;
+    bring<kColumns>(talk, R(p[3]), first, v);
     MKC_UNROLL
     for (int j = 0; j < kColumns; ++j) {
-      const int column = first + j * kTalkThreads;
-      if (column < kPadded / 8) store_shared(talk.input + column * 16, scaled(r[j], gain[j]));
-      of_r += squares_of<R>(r[j]);
+      float by[8];
+      eight(unscaled<R>(v[j]), residual[j]), eight(gain[j], by);
+      MKC_UNROLL
+      for (int i = 0; i < 8; ++i) of_r += residual[j][i] * residual[j][i], by[i] = times<Offset>(residual[j][i], by[i]);
+      lay_down(talk.input, first + j * kTalkThreads, by);
     }
     if constexpr (kIsPublished<X>) talk.let_others_finish();
-    bring<kColumns>(talk, X(p[1]), first, x);
-    float product[kColumns][8];  // g x
+    bring<kColumns>(talk, X(p[1]), first, v);
     MKC_UNROLL
     for (int j = 0; j < kColumns; ++j) {
-      const int column = first + j * kTalkThreads;
-      float by[8], also[8], both[8];
-      eight(x[j], product[j]), eight(post[j], by), eight(gain[j], also);
+      float by[8], also[8];
+      v[j] = unscaled<X>(v[j]);
+      eight(v[j], x[j]), eight(post[j], by), eight(gain[j], also);
       MKC_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        product[j][i] *= by[i] * unscale<X>() + Post::Offset::of() * unscale<X>();
-        both[i] = product[j][i] * (also[i] + Offset::of());
-      }
-      if (column < kPadded / 8) store_shared(talk.input + Two::kSecond + column * 16, eight(both));
+      for (int i = 0; i < 8; ++i) x[j][i] = times<typename Post::Offset>(x[j][i], by[i]), by[i] = times<Offset>(x[j][i], also[i]);
+      lay_down(talk.input + Two::kSecond, first + j * kTalkThreads, by);
     }
     talk.input_is_ready();
     MKC_UNROLL
     for (int j = 0; j < kColumns; ++j) {
       float value[8];
-      eight(r[j], value);
-      of_x += squares_of<X>(x[j]);
+      eight(v[j], value);
       MKC_UNROLL
-      for (int i = 0; i < 8; ++i) of_both += value[i] * product[j][i], of_scaled += product[j][i] * product[j][i];
+      for (int i = 0; i < 8; ++i) {
+        of_x += value[i] * value[i];
+        of_both += residual[j][i] * x[j][i], of_scaled += x[j][i] * x[j][i];
+      }
     }
-    add_up(talk, of_x, of_r, of_both * unscale<R>(), of_scaled);
+    add_up(talk, of_x, of_r, of_both, of_scaled);
+  }
+  template <class V>
+  MKC_DEVICE static Quad unscaled(const Quad& v) {
+    constexpr uint32 kBy = 0x5F005F00u;  // 2^63, twice
+    return kIsPublished<V> ? product(v, {kBy, kBy, kBy, kBy}) : v;
+  }
+  template <class Plus>
+  MKC_DEVICE static float times(float v, float gain) {
+    return Plus::of() == 0.0f ? v * gain : v * gain + v * Plus::of();
+  }
+  MKC_DEVICE static void lay_down(uint32 row, int column, const float (&v)[8]) {
+    if (column < kPadded / 8) store_shared(row + column * 16, eight(v));
   }
   // The four sums of a warp, each in one of its lanes, and then of all four talking warps.
   template <class Page>
@@ -530,17 +550,15 @@ struct StreamLinear {
     if (thread % 8 == 0) store_shared(talk.input + Two::kParts + thread % 32 * 2 + thread / 32 * 4, sum);
   }
   template <class Page>
-  MKC_DEVICE static Scales scales(const Talk<Page>& talk) {
+  MKC_DEVICE static void scales(const Talk<Page>& talk, float& scale, float& second) {
     float sum[4];
     MKC_UNROLL
     for (int i = 0; i < 4; ++i) {
       const Four part = load_shared_four(talk.input + Two::kParts + 16 * i);
       sum[i] = (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
     }
-    using R = typename SecondOf<Rest...>::Type;
-    const float second = rsqrt(sum[0] * (1.0f / Depth) + Post::Eps::of());
-    const float squares = sum[1] + second * (2.0f * sum[2] + second * sum[3]);
-    return {unscale<R>() * rsqrt(squares * (1.0f / Depth) + Eps::of()), second / unscale<R>()};
+    second = rsqrt(sum[0] * (1.0f / Depth) + Post::Eps::of());
+    scale = rsqrt((sum[1] + second * (2.0f * sum[2] + second * sum[3])) * (1.0f / Depth) + Eps::of());
   }
   // The same for a norm that takes away the mean: the whole row is held until that is known. What is laid into shared
   // memory is the norm; returns the scale of the sums.
