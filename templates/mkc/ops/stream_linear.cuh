@@ -98,9 +98,9 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   constexpr bool kPairs = F % 2 == 0;
   const Fragment at = c.place();
   const int half = at.row % 2;
-  const uint32 row = c.input + (Two && at.row / 2 % 2 ? TwoRows<F>::kSecond : 0);
+  const uint32 begin = Two ? opaque(c.input) : c.input, row = begin + (Two && at.row / 2 % 2 ? TwoRows<F>::kSecond : 0);
   const uint32 input = row + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
-  const uint32 sums = (Two && at.column ? c.input + TwoRows<F>::kSums : c.sums) + at.warp * kMaxTiles * 32 + at.row * 4;
+  const uint32 sums = (Two && at.column ? begin + TwoRows<F>::kSums : c.sums) + at.warp * kMaxTiles * 32 + at.row * 4;
   const bool holder = at.column <= Two;
   Quad w[P::kBatch][4];
   MKC_UNROLL
