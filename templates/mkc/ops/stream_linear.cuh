@@ -310,9 +310,10 @@ struct StreamLinear {
   static constexpr int kBefore = Norm + Shifted + 2 * Post::kIs + 2 * (Merge > 0);  // operands before the extras
   using P = Passage<Tiles, Fragments>;
   using Two = TwoRows<Fragments>;
+  static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
-  static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kColumns <= 6), "two rows that are held in registers");
+  static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 12), "two rows that are held in registers");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   struct Products {  // four of a weight, and of the one beside it
@@ -477,65 +478,92 @@ struct StreamLinear {
     }
     return squares;
   }
-  // The same for the sum of a residual r and the norm of x: x' = (r + s g x) s' g', where g is the gain of the one norm and g'
-  // that of the other. Both rows are laid into shared memory, r g' and g x g'; s and s' wait for the sums. The residual has
-  // been there for a while.
+  // The same for the sum of a residual r and the norm of x, by words: x' = (r + s g x) s' g', where g is the gain of the one norm
+  // and g' that of the other. Both rows are laid into shared memory, r g' and g x g'; s and s' wait for the sums. The residual
+  // has been there for a while.
   template <class Page>
   MKC_DEVICE static void two_rows(Talk<Page>& talk, void* const* p) {
     using R = typename SecondOf<Rest...>::Type;
     const int first = talk.thread();
-    Quad gain[kColumns], post[kColumns], v[kColumns];
+    Pair gain[kWords], post[kWords], v[kWords];
     MKC_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      const int column = first + j * kTalkThreads;
-      gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
-      post[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[4]) + column) : Quad{};
+    for (int j = 0; j < kWords; ++j) {
+      const int word = first + j * kTalkThreads;
+      gain[j] = is_there(j, word) ? *(static_cast<const Pair*>(p[2]) + word) : Pair{};
+      post[j] = is_there(j, word) ? *(static_cast<const Pair*>(p[4]) + word) : Pair{};
     }
-    float residual[kColumns][8], x[kColumns][8], of_x = 0.0f, of_r = 0.0f, of_both = 0.0f, of_scaled = 0.0f;
-    bring<kColumns>(talk, R(p[3]), first, v);
+    Four residual[kWords], x[kWords];
+    float of_x = 0.0f, of_r = 0.0f, of_both = 0.0f, of_scaled = 0.0f;
+    bring(talk, R(p[3]), first, v);
     MKC_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      float by[8];
-      eight(unscaled<R>(v[j]), residual[j]), eight(gain[j], by);
-      MKC_UNROLL
-      for (int i = 0; i < 8; ++i) of_r += residual[j][i] * residual[j][i], by[i] = times<Offset>(residual[j][i], by[i]);
-      lay_down(talk.input, first + j * kTalkThreads, by);
+    for (int j = 0; j < kWords; ++j) {
+      residual[j] = four(v[j]);
+      of_r = squares(residual[j], of_r);
+      lay_down(talk.input, first + j * kTalkThreads, times<Offset>(residual[j], gain[j]));
     }
     if constexpr (kIsPublished<X>) talk.let_others_finish();
-    bring<kColumns>(talk, X(p[1]), first, v);
+    bring(talk, X(p[1]), first, v);
     MKC_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      float by[8], also[8];
-      v[j] = unscaled<X>(v[j]);
-      eight(v[j], x[j]), eight(post[j], by), eight(gain[j], also);
-      MKC_UNROLL
-      for (int i = 0; i < 8; ++i) x[j][i] = times<typename Post::Offset>(x[j][i], by[i]), by[i] = times<Offset>(x[j][i], also[i]);
-      lay_down(talk.input + Two::kSecond, first + j * kTalkThreads, by);
+    for (int j = 0; j < kWords; ++j) {
+      x[j] = times<typename Post::Offset>(four(v[j]), post[j]);
+      lay_down(talk.input + Two::kSecond, first + j * kTalkThreads, times<Offset>(x[j], gain[j]));
     }
     talk.input_is_ready();
     MKC_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      float value[8];
-      eight(v[j], value);
+    for (int j = 0; j < kWords; ++j) {
+      of_x = squares(four(v[j]), of_x), of_scaled = squares(x[j], of_scaled);
       MKC_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        of_x += value[i] * value[i];
-        of_both += residual[j][i] * x[j][i], of_scaled += x[j][i] * x[j][i];
-      }
+      for (int i = 0; i < 4; ++i) of_both += residual[j].at[i] * x[j].at[i];
     }
     add_up(talk, of_x, of_r, of_both, of_scaled);
   }
-  template <class V>
-  MKC_DEVICE static Quad unscaled(const Quad& v) {
-    constexpr uint32 kBy = 0x5F005F00u;  // 2^63, twice
-    return kIsPublished<V> ? product(v, {kBy, kBy, kBy, kBy}) : v;
-  }
+  // Whether there is such a word, a thread's number j.
+  MKC_DEVICE static bool is_there(int j, int word) { return (j + 1) * kTalkThreads <= Depth / 4 || word < Depth / 4; }
   template <class Plus>
-  MKC_DEVICE static float times(float v, float gain) {
-    return Plus::of() == 0.0f ? v * gain : v * gain + v * Plus::of();
+  MKC_DEVICE static Four times(Four v, const Pair& gain) {
+    const Four by = four(gain);
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) v.at[i] = Plus::of() == 0.0f ? v.at[i] * by.at[i] : v.at[i] * by.at[i] + v.at[i] * Plus::of();
+    return v;
   }
-  MKC_DEVICE static void lay_down(uint32 row, int column, const float (&v)[8]) {
-    if (column < kPadded / 8) store_shared(row + column * 16, eight(v));
+  MKC_DEVICE static float squares(const Four& v, float more) {
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) more += v.at[i] * v.at[i];
+    return more;
+  }
+  MKC_DEVICE static void lay_down(uint32 row, int word, const Four& v) {
+    if (word < kPadded / 4) store_shared(row + word * 8, four(v));
+  }
+  template <class Page, class S, class D>
+  MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Pair (&v)[kWords]) {
+    constexpr uint32 kBy = 0x5F005F00u;  // kUnscaled, twice
+    const uint32 bits = use_bits(talk.use);
+    uint64 words[kWords];
+    MKC_UNROLL
+    for (int j = 0; j < kWords; ++j) words[j] = is_there(j, first + j * kTalkThreads) ? ~bits : bits;
+    talk.poll([&] {
+      bool all = true;
+      MKC_UNROLL
+      for (int j = 0; j < kWords; ++j)
+        if (!is_of(words[j], bits)) words[j] = load_word(x.data + first + j * kTalkThreads);
+      MKC_UNROLL
+      for (int j = 0; j < kWords; ++j) all &= is_of(words[j], bits);
+      return all;
+    });
+    MKC_UNROLL
+    for (int j = 0; j < kWords; ++j) {
+      v[j] = values(words[j]);
+      v[j] = {product(v[j].x, kBy), product(v[j].y, kBy)};
+    }
+  }
+  template <class Page, class S, class D>
+  MKC_DEVICE static void bring(Talk<Page>&, View<bf16, S, D> x, int first, Pair (&v)[kWords]) {
+    MKC_UNROLL
+    for (int j = 0; j < kWords; ++j) {
+      const int word = first + j * kTalkThreads;
+      const uint64 both = is_there(j, word) ? load_word(reinterpret_cast<const uint64*>(x.data) + word) : 0;
+      v[j] = {static_cast<uint32>(both), static_cast<uint32>(both >> 32)};
+    }
   }
   // The four sums of a warp, each in one of its lanes, and then of all four talking warps.
   template <class Page>
