@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mkc.ir.expr import Arg, Call, Expr, substitute
-from mkc.ir.graph import Graph, Kind, Node, Tensor
+from mkc.ir.graph import Graph, Kind, Node, Storage, Tensor
 from mkc.ir.program import MAX_OPERANDS
 from mkc.ops._epilogue import epilogue
 from mkc.ops.rms_norm import offset_of
@@ -77,15 +77,20 @@ def _summed(norm: Node, kept: Expr, scaled: Expr) -> _Sum | None:
 
 
 def _readers(uses: Uses, number: int) -> list[int]:
-    """The streams that take the norm in, when all others who read it come after the stream that follows, and so have time."""
+    """The streams that take the norm in, when all others who read it have time."""
     norm = uses.nodes[number]
     made = norm.output.storage
     taking = [r for r in uses.readers[made] if _takes(uses, number, r)]
     if not taking or made.kind is not Kind.ARENA or len(uses.writers[made]) != 1:
         return []
     place = _next_stream(uses, taking[-1])
-    others = set(uses.readers[made]) - set(taking)
-    return taking if all(place < o for o in others) and uses.are_still(norm.inputs, number, place) else []
+    patient = all(_has_time(uses, reader, place, made) for reader in uses.readers[made] if reader not in taking)
+    return taking if patient and uses.are_still(norm.inputs, number, place) else []
+
+
+def _has_time(uses: Uses, reader: int, place: int, made: Storage) -> bool:
+    """True when the node comes after the stream that follows, or is that stream and wants the norm for its results alone."""
+    return place < reader or (place == reader and uses.nodes[reader].inputs[0].storage != made)
 
 
 def _takes(uses: Uses, number: int, reader: int) -> bool:
