@@ -314,6 +314,7 @@ struct StreamLinear {
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 12), "two rows that are held in registers");
+  static_assert(P::kRound * kOutputs / 4 * kLanes <= kTalkThreads, "a talking thread has four outputs, or shares them");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   struct Products {  // four of a weight, and of the one beside it
@@ -565,7 +566,7 @@ struct StreamLinear {
       v[j] = {static_cast<uint32>(both), static_cast<uint32>(both >> 32)};
     }
   }
-  // The four sums of a warp, each in one of its lanes, and then of all four talking warps.
+  // Sums of four values over a warp's lanes, each in one of them: x^2, r^2, r g x and (g x)^2.
   template <class Page>
   MKC_DEVICE static void add_up(const Talk<Page>& talk, float a, float b, float c, float d) {
     const int thread = talk.thread();
@@ -577,6 +578,7 @@ struct StreamLinear {
     for (int bit = 4; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, bit);
     if (thread % 8 == 0) store_shared(talk.input + Two::kParts + thread % 32 * 2 + thread / 32 * 4, sum);
   }
+  // And over the talking warps: |r + s g x|^2 = |r|^2 + 2 s r g x + s^2 |g x|^2.
   template <class Page>
   MKC_DEVICE static void scales(const Talk<Page>& talk, float& scale, float& second) {
     float sum[4];
@@ -586,7 +588,7 @@ struct StreamLinear {
       sum[i] = (part.at[0] + part.at[1]) + (part.at[2] + part.at[3]);
     }
     second = rsqrt(sum[0] * (1.0f / Depth) + Post::Eps::of());
-    scale = rsqrt((sum[1] + second * (2.0f * sum[2] + second * sum[3])) * (1.0f / Depth) + Eps::of());
+    scale = rsqrt(max(sum[1] + second * (2.0f * sum[2] + second * sum[3]), 0.0f) * (1.0f / Depth) + Eps::of());
   }
   // The same for a norm that takes away the mean: the whole row is held until that is known. What is laid into shared
   // memory is the norm; returns the scale of the sums.
