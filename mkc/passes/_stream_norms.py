@@ -14,7 +14,7 @@ from mkc.ops.rms_norm import offset_of
 from mkc.ops.stream_linear import batch, extras, post_epsilon
 from mkc.passes._uses import Uses
 
-DEEPEST = 3 << 11  # rows that talking threads hold two of
+DEEPEST = 1 << 12  # a row that talking threads hold beside another
 
 
 def move_in(graph: Graph) -> Graph:

@@ -439,8 +439,11 @@ def test_a_norm_moves_the_residual_into_a_stream_unless_another_would_wait(other
     assert sum(n.op == "stream_linear" and n["post_eps"] > 0 for n in nodes) == (others != "product")
 
 
-def test_a_residual_moves_into_rms_norms_of_one_row() -> None:
-    assert ops_of(Sandwich("none", nn.LayerNorm), row()) == ["stream_linear1", "stream_norm", "stream_linear1"]
+def test_a_residual_moves_into_rms_norms_of_one_row_that_registers_hold() -> None:
+    kept = ["stream_linear1", "stream_norm", "stream_linear1"]
+    assert ops_of(Sandwich("none", nn.LayerNorm), row()) == kept
+    with mock.patch("mkc.passes._stream_norms.DEEPEST", 63):
+        assert ops_of(Sandwich("none"), row()) == kept
     assert "rms_norm" in ops_of(Sandwich("none"), row(rows=2))
 
 

@@ -313,7 +313,7 @@ struct StreamLinear {
   static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
-  static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 12), "two rows that are held in registers");
+  static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 8), "two rows that are held in registers");
   static_assert(P::kRound * kOutputs / 4 * kLanes <= kTalkThreads, "a talking thread has four outputs, or shares them");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
