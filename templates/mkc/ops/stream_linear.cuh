@@ -101,7 +101,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c) {
   const uint32 begin = Two ? opaque(c.input) : c.input, row = begin + (Two && at.row / 2 % 2 ? TwoRows<F>::kSecond : 0);
   const uint32 input = row + 2 * (kPairs ? at.warp * 64 + half * 32 + at.column * 8 : at.warp * 32 + half * 16 + at.column * 4);
   const uint32 sums = (Two && at.column ? begin + TwoRows<F>::kSums : c.sums) + at.warp * kMaxTiles * 32 + at.row * 4;
-  const bool holder = at.column <= Two;
+  const bool holder = at.column == 0 || (Two && at.column == 1);
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
@@ -338,8 +338,9 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int word = talk.thread() / kLanes;  // has four outputs of a round
-    const auto is_mine = [&](int n) { return word < P::kRound * kOutputs / 4 && n < r[0].end && talk.thread() % kLanes == 0; };
+    const int thread = talk.thread(), word = thread / kLanes;  // has four outputs of a round
+    const auto is_mine = [&](int n) { return word < P::kRound * kOutputs / 4 && n < r[0].end && thread % kLanes == 0; };
+    const bool mine = is_mine(r[0].begin + word * 4);
     typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
@@ -348,7 +349,7 @@ struct StreamLinear {
     else if constexpr (Centred) scale = centred(talk, p);
     else if constexpr (Post::kIs) two_rows(talk, p);
     else input(talk, p);
-    if (is_mine(r[0].begin + word * 4)) extras.read(talk, p + 2, r[0].begin + word * 4);
+    if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
     for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
       const int n = first + word * 4;
@@ -366,7 +367,7 @@ struct StreamLinear {
     }
     if constexpr (Best > 0) {
       best = best.of_all(talk);
-      if (talk.thread() == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
+      if (thread == 0) store_entry(Y(p[0]).data + 2 * (r[0].begin / Best), best, talk.use);
     }
     talk.report(misfit);
     // Other warps of this worker may read it in their next task; a second row's sums lie where the next task's input goes.
