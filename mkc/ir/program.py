@@ -154,7 +154,7 @@ class Streams:
 
     records: Words  # STREAM
     bounds: Words  # uint32, where each worker's records begin and end
-    hops: Words  # uint32, for each place in a queue: exchanges from the worker's last sums to the task's input
+    hops: Words  # uint32, for each place in a queue: exchanges from the worker's last sums to the task's input, or none
     early: Words  # bool, likewise: compute warps may begin before the input has come
     packs: tuple[Pack, ...]
     nbytes: int  # of packed memory

@@ -180,8 +180,8 @@ def _followers(program: Program, streams: Streams, streaming: list[Part]) -> Non
     """Compute warps begin early only behind a task of theirs, and when the task waits for no event."""
     if not len(streams.hops) == len(streams.early) == len(program.queue):
         raise UnsoundPlan(f"{len(streams.hops)} hops and {len(streams.early)} early marks for a queue of {len(program.queue)}")
-    if ((streams.hops < 1) | (streams.hops > MOST_HOPS)).any():
-        raise UnsoundPlan(f"hops from {streams.hops.min()} to {streams.hops.max()}; they count exchanges, from 1")
+    if (streams.hops > MOST_HOPS).any():
+        raise UnsoundPlan(f"hops up to {streams.hops.max()}; they count exchanges, {MOST_HOPS} at most")
     computes = _computing(program, streaming)[program.queue]
     follows = np.concatenate([[False], computes[:-1]])
     follows[program.bounds[:-1][np.diff(program.bounds.astype(np.int64)) > 0]] = False

@@ -36,11 +36,11 @@ def gain(node: Node) -> tuple[Tensor, float] | None:
     """
     if len(node.inputs) != 2 or node.output.dtype is not DType.BF16 or not node["eps"]:
         return None
-    offset, row = _offset(epilogue(node)), line(node.inputs[1])
+    offset, row = offset_of(epilogue(node)), line(node.inputs[1])
     return (row, offset) if row and offset is not None else None
 
 
-def _offset(expr: Expr) -> float | None:
+def offset_of(expr: Expr) -> float | None:
     """c, where the expression is the result times (operand 1 + c); on the way it may be rounded."""
     match expr:
         case Call("to_bfloat16", (Call("mul", (a, b)),)) | Call("mul", (a, b)):

@@ -1,4 +1,4 @@
-"""y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its RMS norm or merged attention: a stream of weights."""
+"""y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its norm or merged attention: a stream of weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mkc.ir.dtype import Array, DType
+from mkc.ir.expr import Const
 from mkc.ir.graph import Node, Tensor
 from mkc.ir.program import Tiles
 from mkc.ir.target import Target
@@ -16,6 +17,7 @@ from mkc.ops._functions import cpp, evaluate
 from mkc.ops._streaming import (
     FRAGMENT_DEPTH,
     MOST_TILES,
+    SUM_BYTES,
     Passage,
     epsilon,
     fragments,
@@ -30,10 +32,11 @@ from mkc.ops._streaming import TILE_ROWS as ROWS
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
     """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
-    `eps`; shift [K] if `shifted`; lse [S, H, 16] or [S, B, H, 16] and position [B] if `merge`; weights [N_i, K]; then
-    further operands [B, N] of the epilogue.
+    `eps`; shift [K] if `shifted`; residual [1, K] and its gain [K] if `post_eps`; lse [S, H, 16] or [S, B, H, 16] and
+    position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
 
-    With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. The weights are
+    With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. With `post_eps`, of
+    one row, the x in it is residual + x / sqrt(mean(x^2) + post_eps) * (its gain + post_offset). The weights are
     one below the other, and the epilogue's first operand is their product with x'; a further one comes in as many pieces
     [1, N_i]. When `gated`, they are two and lie side by side: its first two operands.
 
@@ -64,6 +67,9 @@ def _row(node: Node, ins: Sequence[Array]) -> Array:
     x, eps = ins[0], epsilon(node)
     if node["merge"]:
         x = _merged(x, ins[first_weight(node) - 2][..., 0]).reshape(batch(node), -1)
+    if post_epsilon(node):
+        scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(post_epsilon(node)))
+        x = ins[2] + x / scale * (ins[3] + np.float32(node.number("post_offset")))
     if eps:
         x = x - np.mean(x, axis=-1, keepdims=True) if node["centred"] else x
         scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
@@ -112,7 +118,17 @@ def extras(node: Node) -> tuple[Tensor, ...]:
 
 def first_weight(node: Node) -> int:
     """How many inputs stand before the weights."""
-    return 1 + (epsilon(node) > 0) + bool(node["shifted"]) + 2 * bool(node["merge"])
+    return 1 + (epsilon(node) > 0) + bool(node["shifted"]) + 2 * (post_epsilon(node) > 0) + 2 * bool(node["merge"])
+
+
+def residual(node: Node) -> tuple[Tensor, ...]:
+    """What the norm of x is added to before the sum is normalised, [1, K], if anything."""
+    return node.inputs[2:3] if post_epsilon(node) else ()
+
+
+def post_epsilon(node: Node) -> float:
+    """0 when x is normalised as it is, or not at all."""
+    return node.number("post_eps")
 
 
 def in_pieces(node: Node) -> bool:
@@ -170,10 +186,19 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     _, tiles, depth, chunk, group, beside = passage(node, ranges)
     heads = node.inputs[0].shape[-2] if node["merge"] else 0
     numbers = (-(-tiles // beside), depth, *(() if batch(node) > 1 else (beside,)), _depth(node))
-    flags = (*(() if batch(node) > 1 else (node["centred"], node["shifted"], in_pieces(node))), node["gated"])
     merge = map(str, (node["merge"], heads, best(node)))
-    several = map(str, (batch(node), chunk, group) if batch(node) > 1 else ())
-    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *map(truth, flags), *merge, *several)
+    if batch(node) > 1:
+        several = map(str, (batch(node), chunk, group))
+        return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(node["gated"]), *merge, *several)
+    flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"]))
+    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _post_norm(node))
+
+
+def _post_norm(node: Node) -> str:
+    """What is known of the norm of x to which a residual is added, as a type."""
+    if not post_epsilon(node):
+        return "ops::NoPostNorm"
+    return f"ops::PostNorm<{cpp(Const(post_epsilon(node)))}, {cpp(Const(node.number('post_offset')))}>"
 
 
 def body(node: Node) -> tuple[str, str] | None:
@@ -182,8 +207,10 @@ def body(node: Node) -> tuple[str, str] | None:
 
 
 def input_bytes(node: Node) -> int:
-    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums."""
-    return _passing(node).input_bytes
+    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums. A residual is a row of its own,
+    behind which lie its sums, and what four talking warps know of four norms."""
+    passing = _passing(node)
+    return 2 * passing.input_bytes + MOST_TILES * SUM_BYTES + 64 if post_epsilon(node) else passing.input_bytes
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

@@ -33,9 +33,10 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         nodes = tasks.graph.nodes
         for place, t in enumerate(queue):
             node = tasks.tasks[t].node
-            hops.append(1 if last is None else max(1, depths[node] - depths[last]))
-            early.append(follows and not schedule.waits[t] and last is not None and not _hands_on(nodes[last], nodes[node]))
             op = streaming[node]
+            least = 0 if op is not None and not op.computes else 1  # what only talks may find all that it reads
+            hops.append(1 if last is None else max(least, depths[node] - depths[last]))
+            early.append(follows and not schedule.waits[t] and last is not None and not _hands_on(nodes[last], nodes[node]))
             follows = op is not None and op.computes
             if follows:
                 position = _position(tasks, t)

@@ -16,9 +16,10 @@ from mkc.ops._streaming import MOST_ROWS, VECTOR
 from mkc.ops.decode_attention import batch as sequences
 from mkc.ops.layer_norm import parameters
 from mkc.ops.rms_norm import gain
-from mkc.ops.stream_linear import abreast, extras, first_weight, weights
+from mkc.ops.stream_linear import abreast, extras, first_weight, residual, weights
 from mkc.passes._stream_attention import attend
 from mkc.passes._stream_choice import choose
+from mkc.passes._stream_norms import move_in
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
 from mkc.passes.pack import LEAST_SLOTS, ring_slots
@@ -42,7 +43,7 @@ def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    graph = choose(_abreast(_rows_to_all(attend(graph, target)), target), target)
+    graph = choose(_abreast(move_in(_rows_to_all(attend(graph, target))), target), target)
     return _publish(without_dead_nodes(graph), target.choices.signalled)
 
 
@@ -117,8 +118,8 @@ def _is_stream(node: Node) -> bool:
 def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
     attrs: dict[str, Attr] = dict(
-        eps=0.0, offset=0.0, centred=False, shifted=False, merge=0, weights=1, gated=False, abreast=1, best=0,
-        epilogue=epilogue(node),
+        eps=0.0, offset=0.0, centred=False, shifted=False, post_eps=0.0, post_offset=0.0,
+        merge=0, weights=1, gated=False, abreast=1, best=0, epilogue=epilogue(node),
     )  # fmt: skip
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 
@@ -405,7 +406,7 @@ def _is_polled(node: Node, tensor: Tensor) -> bool:
 
 def _stream_words(node: Node) -> tuple[Tensor, ...]:
     lse = (node.inputs[first_weight(node) - 2],) if node["merge"] else ()
-    values = (node.inputs[0], *extras(node), *node.outputs)
+    values = (node.inputs[0], *residual(node), *extras(node), *node.outputs)
     entries = node.outputs if node["best"] else ()
     return (*lse, *entries, *(t for t in values if t.dtype is DType.BF16 and t.layout.is_contiguous))
 

@@ -10,6 +10,7 @@ from check.mutations import _edit, _moved, _queues, _with_queues
 
 from mkc.ir.graph import Kind
 from mkc.ir.program import SLOT_BYTES, Program, Streams, Words
+from mkc.ir.streams import MOST_HOPS
 
 Mutation = Callable[[Program, Random], Program | None]
 
@@ -114,9 +115,9 @@ def append_for_another(program: Program, rng: Random) -> Program | None:
     return replace(program, meanings=(replace(meaning, parts=tuple(parts)),))
 
 
-def no_hop(program: Program, rng: Random) -> Program | None:
+def too_many_hops(program: Program, rng: Random) -> Program | None:
     hops = _streams(program).hops.copy()
-    hops[rng.randrange(len(hops))] = 0
+    hops[rng.randrange(len(hops))] = MOST_HOPS + 1
     return _with(program, hops=hops)
 
 
@@ -188,7 +189,7 @@ STREAM_MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
         shift_weights, change_fragments, change_place, change_body, drop_record, swap_records, begin_early, disagree_about_early,
-        change_awaits, append_for_another, no_hop, overlap_packs, pack_another_tile, too_much_shared_memory,
+        change_awaits, append_for_another, too_many_hops, overlap_packs, pack_another_tile, too_much_shared_memory,
         too_little_input, share_words, redirect_words, swap_streaming_tasks, move_to_another_worker,
     )
 }  # fmt: skip

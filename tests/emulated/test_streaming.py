@@ -31,6 +31,8 @@ from mkc.targets.kernel import UNTUNED, Tuning
 MODELS |= {
     "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
     "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8),
+    "gemma3, wide": lambda: tiny("Gemma3Text", hidden_size=1152, vocab_size=1000, layer_types=["full_attention"]),
+    "gemma3, turns": lambda: tiny("Gemma3Text", hidden_size=2304, vocab_size=500, layer_types=["full_attention"]),
 }
 SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 
@@ -90,9 +92,27 @@ def test_tiles_pass_side_by_side(kind: str, workers: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("kind", "workers", "start"),
+    [
+        ("gemma3", 3, 62),  # all weights are held before the rows come
+        ("gemma3, wide", 2, 1),  # sums meet several times
+        ("glm4", 5, 0),
+        pytest.param("gemma3, wide", 5, 62, marks=pytest.mark.slow),
+        pytest.param("gemma3, turns", 3, 1, marks=pytest.mark.slow),  # batches of weights take turns
+        pytest.param("gemma2", 1, 62, marks=pytest.mark.slow),  # layers hand on to each other
+    ],
+)
+def test_a_residual_and_a_norm_meet_the_same_weights(kind: str, workers: int, start: int, tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize(
     ("kind", "workers", "starts", "choices"),
     [
         ("qwen3", 2, [62], Choices(signalled=EDGES)),
+        ("gemma3", 2, [62], Choices(signalled=EDGES)),
+        pytest.param("gemma3", 3, [62], Choices(signalled=("rows",)), marks=pytest.mark.slow),
+        pytest.param("gemma3", 3, [62], Choices(signalled=("norms", "heads")), marks=pytest.mark.slow),
         ("olmo2", 3, [62], Choices(signalled=("norms", "heads"), splits=1)),
         ("llama", 3, (63, 1, 128), Choices(signalled=("rows",), one_in=1)),
     ],

@@ -250,9 +250,9 @@ def test_a_layer_is_five_streams(golden: Callable[[str, str], None]) -> None:
     ("kind", "streams", "others"),
     [
         *((kind, 6, []) for kind in PLAIN),
-        ("gemma2", 11, ["stream_norm"] * 4),  # of results, where the residual moves in
-        ("gemma3", 6, ["stream_norm"] * 2),
-        ("olmo2", 6, ["stream_norm"] * 4),  # of all heads together, too
+        ("gemma2", 11, ["stream_norm"] * 3),  # of results, where the residual moves in; the last one is for the logits alone
+        ("gemma3", 6, ["stream_norm"]),
+        ("olmo2", 6, ["stream_norm"] * 3),  # of all heads together, too
         ("olmo", 6, ["layer_norm"] * 3 + ["elementwise"] * 2),
         ("gpt2", 6, ["gather"]),  # of what stands for the position
         ("llama, odd heads", 5, ["rotary", "rotary", "append", "append", "attention"]),
@@ -277,6 +277,16 @@ def test_a_row_that_leaves_no_room_for_a_ring_is_not_streamed() -> None:
     wide = machine(4, streams=True)
     assert [n.op for n in stream(graph, wide).nodes] == ["stream_linear"]
     assert stream(graph, replace(wide, scratch_bytes=99 << 10)) == graph
+
+
+def test_streams_take_in_norms_that_move_the_residual_in(golden: Callable[[str, str], None]) -> None:
+    """And the worker that makes such a norm for others does so when the stream has all that it waits for."""
+    streams = [node for node in streamed("gemma2").nodes if node.op in ("stream_linear", "stream_norm")]
+    kinds = ["norm" if n.op == "stream_norm" else "taking" if n["post_eps"] else "plain" for n in streams]
+    first = ["plain", "plain", "taking", "norm", "plain"]
+    second = ["taking", "norm", "plain", "taking", "norm", "plain"]
+    assert kinds == [*first, *second, "taking"]
+    golden("gemma3.streamed.txt", f"{streamed('gemma3')}\n")
 
 
 def test_streams_poll_what_streams_publish() -> None:
@@ -396,6 +406,49 @@ def test_halves_of_one_product_may_gate_each_other() -> None:
 def test_a_norm_or_a_gate_that_others_read_stays() -> None:
     assert ops_of(SharedNorm("a"), row()) == ["rms_norm", "stream_linear1"]
     assert ops_of(SharedGate("ab"), row()) == ["stream_linear1", "stream_linear1"]
+
+
+class Sandwich(Rows):
+    """A residual, and a norm of what is added to it. The sum is normalised, and read by what `others` say."""
+
+    def __init__(self, others: str, norm: type[nn.Module] = nn.RMSNorm) -> None:
+        super().__init__("abc")
+        self.after, self.others = nn.RMSNorm(64, eps=1e-5, dtype=torch.bfloat16), others
+        self.norm = norm(64, eps=1e-5, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = x + self.after(self.a(x))
+        y = torch.relu(self.b(self.norm(h)))
+        match self.others:
+            case "none":
+                return (y,)
+            case "residual":
+                return (self.c(y) + h,)
+            case _:
+                return y, self.c(h)
+
+
+@pytest.mark.parametrize(
+    ("others", "found"),
+    [
+        ("none", ["stream_linear1"] * 2),
+        ("residual", ["stream_linear1", "stream_linear1", "stream_norm", "stream_linear1"]),
+        ("product", ["stream_linear1", "stream_norm", "stream_linear1", "stream_linear1"]),  # which would wait for it
+    ],
+)
+def test_a_norm_moves_the_residual_into_a_stream_unless_another_would_wait(others: str, found: list[str]) -> None:
+    graph = fuse(raised(Sandwich(others), row()).graph)
+    nodes = stream(graph, machine(4, streams=True)).nodes
+    assert ops(graph) == found
+    assert sum(n.op == "stream_linear" and n["post_eps"] > 0 for n in nodes) == (others != "product")
+
+
+def test_a_residual_moves_into_rms_norms_of_one_row_that_registers_hold() -> None:
+    kept = ["stream_linear1", "stream_norm", "stream_linear1"]
+    assert ops_of(Sandwich("none", nn.LayerNorm), row()) == kept
+    with mock.patch("mkc.passes._stream_norms.DEEPEST", 63):
+        assert ops_of(Sandwich("none"), row()) == kept
+    assert "rms_norm" in ops_of(Sandwich("none"), row(rows=2))
 
 
 def test_only_a_few_rows_of_bfloat16_are_streamed() -> None:

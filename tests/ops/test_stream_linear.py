@@ -29,7 +29,7 @@ class Case:
 
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
-        norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False)
+        norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False, post_eps=0.0, post_offset=0.0)
         self.attrs = norm | dict(merge=0, weights=1, gated=False, abreast=1, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
@@ -83,6 +83,14 @@ def test_a_norm_may_take_the_mean_away_and_add_to_its_gain(shifted: bool) -> Non
     shift = case.given(rounded(64)) if shifted else np.zeros(64)
     w = case.given(rounded(16, 64))
     assert_rounded(case.run(16, 3), ((x - x.mean()) / np.sqrt(x.var() + 1e-3) * (1 + gain) + shift) @ w.T)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_the_row_may_be_a_residual_and_a_norm_of_its_own(offset: float) -> None:
+    case = Case(eps=1e-3, offset=offset, post_eps=1e-2, post_offset=0.5)
+    x, gain, residual, after, w = (case.given(rounded(*shape)) for shape in ((1, 64), (64,), (1, 64), (64,), (16, 64)))
+    h = residual + x / np.sqrt(np.mean(x**2) + 1e-2) * (after + 0.5)
+    assert_rounded(case.run(16, 3), h / np.sqrt(np.mean(h**2) + 1e-3) * (gain + offset) @ w.T)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 132])

@@ -13,10 +13,12 @@ struct StreamNorm {
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range*) {
     const int first = talk.thread();
-    Extras<0, Rest...> extras[kEach];  // which have been there for a while
+    Extras<0, Rest...> extras[kEach];  // which have been there for a while; threads to spare look at the last word too
     MKC_UNROLL
-    for (int j = 0; j < kEach; ++j)
-      if (first + j * kTalkThreads < kWords) extras[j].read(talk, p + 2, (first + j * kTalkThreads) * 4);
+    for (int j = 0; j < kEach; ++j) {
+      const int word = first + j * kTalkThreads;
+      extras[j].read(talk, p + 2, (word < kWords ? word : kWords - 1) * 4);
+    }
     Four x[kEach];
     bring(talk, X(p[1]), first, x);
     float mean = 0.0f;
