@@ -297,10 +297,13 @@ class _Step(nn.Module):
         """The most likely of these, [B, 1]."""
         return self.logits(ids, positions, keep, caches)[:, -1].argmax(-1, keepdim=True)
 
-    def take(self, found: torch.Tensor, ending: torch.Tensor, token: torch.Tensor, done: torch.Tensor) -> None:
-        """Take up tokens [B, 1], with which all is done where each is one of the ends and may end its sequence, [B, ends]."""
+    def take(
+        self, found: torch.Tensor, ending: torch.Tensor, token: torch.Tensor, done: torch.Tensor, going: int | torch.Tensor = 1
+    ) -> None:
+        """Take up tokens [B, 1], with which all is done where as many as are `going` are one of the ends and may end their
+        sequence, [B, ends]."""
         token.copy_(found)
-        done.copy_(ending.sum() == len(found))  # a token is one of the ends at most
+        done.copy_(ending.sum() == going)  # a token is one of the ends at most
 
 
 class _Prompt(_Step):
@@ -354,12 +357,13 @@ class _DecodeTogether(_Step):
         coming = text.gather(1, following.unsqueeze(1))
         known = (following < length) | (following == position)
         given = torch.where(known.unsqueeze(1), coming, FREE)
+        may_end, going = following >= length, len(token)
+        if self.paged:  # those that have room for more
+            more = following + 1 < caches[0]
+            may_end, going = may_end & more, more.sum()
         likely = self.next_token(token, position, 1, caches)
         found = torch.where(given == FREE, likely, given)
-        ending = (found == self.ends) & (following >= length).unsqueeze(1)
-        if self.paged:  # or the sequence has no room for more
-            ending = (ending.any(-1) | (following + 1 == caches[0])).unsqueeze(1)
-        self.take(found, ending, token, done)
+        self.take(found, (found == self.ends) & may_end.unsqueeze(1), token, done, going)
         position.copy_(following)
 
 

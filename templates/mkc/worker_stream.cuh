@@ -123,6 +123,9 @@ struct Talk {
   MKC_DEVICE void report(uint32 misfit) {
     if (misfit && !aborted) [[unlikely]] give_up(kMisfit), aborted = true;
   }
+  MKC_DEVICE void outside(int64 place, uint32 extent) const {
+    Fault{worker.l.report, worker.id, 0, worker.step, index}.outside(place, extent);
+  }
   MKC_DEVICE void give_up(uint32 reason) const {
     seldom(worker.l, worker.id, worker.step, index, use, reason);
   }

@@ -16,6 +16,7 @@ from laws.test_stream import (
     decoded,
     decoding,
     reading,
+    side_by_side,
     steps_for,
     tiny,
     told,
@@ -33,14 +34,13 @@ SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 
 
 def assert_as_interpreted(
-    kind: str, workers: int, starts: Sequence[int], folder: Path, choices: Choices = UNCHOSEN
+    kind: str, workers: int, starts: Sequence[int], folder: Path, choices: Choices = UNCHOSEN, page: int | None = None
 ) -> None:
     """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow. Rows
     that a cache does not have are not numbers."""
     expected, theirs = decoded(kind, workers, True, 3, *starts)
-    state, section = decoding(MODELS[kind](), *starts)
-    poisoned = [cache.view(len(starts), -1, *cache.shape[-2:]) for cache in state.caches]
-    for cache in poisoned:
+    state, section = decoding(MODELS[kind](), *starts, page=page)
+    for cache in () if page else state.caches:
         for row, start in enumerate(starts):
             cache[row, :, start:] = torch.nan
     target = replace(cuda.target(arch="sm_90a", workers=workers), choices=choices)
@@ -49,9 +49,9 @@ def assert_as_interpreted(
     for steps in (1, 2):
         executable(list(state.tensors), steps=[steps])
     assert told(state, 3, starts) == expected
-    for mine, other in zip(poisoned, theirs, strict=True):
+    for mine, other in zip(side_by_side(state), theirs, strict=True):
         for row, start in enumerate(starts):
-            known = (x[row, :, : start + 3].double() for x in (mine, other.view(mine.shape)))
+            known = (x[row, :, : start + 3].double() for x in (mine, other))
             torch.testing.assert_close(*known, rtol=2**-6, atol=2**-5)
 
 
@@ -100,6 +100,21 @@ def test_keys_come_through_the_ring(kind: str, workers: int, start: int, tmp_pat
 )
 def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, starts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [
+        ("qwen3", 2, (128,)),
+        ("gemma2", 5, (127,)),  # any heads, a window
+        ("qwen3", 12, (0, 129)),
+        ("llama", 3, (63, 1, 2, 64, 127, 128, 3, 184)),
+        pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow),
+        pytest.param("qwen2", 3, (127,), marks=pytest.mark.slow),  # several tasks share keys
+    ],
+)
+def test_keys_in_pages(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, starts, tmp_path, page=128)
 
 
 @pytest.mark.parametrize(
