@@ -206,17 +206,15 @@ def test_pages_change_nothing(kind: str, workers: int, starts: tuple[int, ...], 
             torch.testing.assert_close(one[row, :, : start + 3], other[row, :, : start + 3], rtol=2**-7, atol=2**-7)
 
 
-@pytest.mark.parametrize(("page", "name"), [(128, "decode_attention"), (256, "decode_attention"), (64, "attention"), (100, "attention")])
+@pytest.mark.parametrize(("page", "streams"), [(128, True), (256, True), (64, False), (100, False)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_pages_of_whole_blocks_of_keys_are_streamed(page: int, name: str, batch: int) -> None:
-    nodes = streamed("qwen3", batch=batch, page=page).nodes
-    assert [node.op for node in nodes if node.op in ("attention", "decode_attention", "append_pages", "elementwise", "gather")] == [
-        *(["gather"] * 2 if name == "decode_attention" else ["gather", "elementwise", "elementwise", "gather", "gather"]),
-        *["elementwise"] * 2,
-        *([] if name == "decode_attention" else ["append_pages"] * 2),
-        name,
-        *["elementwise"] * 2,
-    ]
+def test_pages_of_whole_blocks_of_keys_are_streamed(page: int, streams: bool, batch: int) -> None:
+    found = [Counter(node.op for node in streamed("qwen3", batch=batch, page=n).nodes) for n in (page, None)]
+    found[0].subtract(found[1])
+    left = {op: count for op, count in found[0].items() if count and op != "reduce"}  # with which a batch counts who has room
+    around = {"elementwise": 2, "gather": 1, "append_pages": 2, "attention": 1, "decode_attention": -1}  # quotients; the lookup
+    assert left.items() >= ({} if streams else around).items()
+    assert streams == ("append_pages" not in left and "attention" not in left and left.get("gather", 0) == 0)
 
 
 def test_rows_that_do_not_fit_in_shared_memory_come_in_chunks() -> None:
