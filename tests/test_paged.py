@@ -59,6 +59,13 @@ def test_sequences_in_pages_are_answered_as_alone(kind: str, changes: dict[str, 
     assert lm.generate_ids(PROMPTS[2], 12) == told[2]
 
 
+def test_all_sequences_have_room_where_no_pool_is_asked_for() -> None:
+    model = tiny("Qwen3")
+    lm = shuffled(model, batch=4, page=40, max_length=41)
+    assert lm.generate_ids(PROMPTS, 12) == [expected(model, ids, 12) for ids in PROMPTS]
+    assert (lm.state.pages.count, len(lm.generate_ids([[1]] * 4, 40))) == (8, 4)
+
+
 @pytest.mark.parametrize("page", [1, 5, 16, 64])
 def test_one_sequence_may_have_pages_of_any_size(page: int) -> None:
     model = tiny("Qwen3")

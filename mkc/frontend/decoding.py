@@ -150,7 +150,7 @@ def make_state(
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = -(-room // chunk) * chunk
     layers = config.num_hidden_layers
-    pages = _pages(page, pool or batch * room, batch, rows) if page else None
+    pages = _pages(page, pool, batch, rows) if page else None
     shape = (pages.count + 1, heads, pages.size, width) if pages else (batch, heads, rows, width)
     nbytes = 2 * layers * prod(shape) * model.dtype.itemsize
     refuse_beyond_memory(nbytes, device, f"caches for {pages.count * pages.size if pages else batch * room} tokens take")
@@ -159,10 +159,11 @@ def make_state(
     return State(torch.zeros(count, dtype=torch.int64, device=device), tuple(caches), pages)
 
 
-def _pages(size: int, pool: int, batch: int, rows: int) -> Pages:
+def _pages(size: int, pool: int | None, batch: int, rows: int) -> Pages:
     """For so many tokens together; no more than `batch` sequences of so many rows can use."""
     most = -(-rows // size)
-    return Pages(size, min(-(-pool // size), batch * most), batch, most)
+    count = batch * most if pool is None else min(-(-pool // size), batch * most)
+    return Pages(size, count, batch, most)
 
 
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
@@ -357,7 +358,8 @@ class _DecodeTogether(_Step):
         coming = text.gather(1, following.unsqueeze(1))
         known = (following < length) | (following == position)
         given = torch.where(known.unsqueeze(1), coming, FREE)
-        may_end, going = following >= length, len(token)
+        may_end: torch.Tensor = following >= length
+        going: int | torch.Tensor = len(token)
         if self.paged:  # those that have room for more
             more = following + 1 < caches[0]
             may_end, going = may_end & more, more.sum()

@@ -149,7 +149,7 @@ def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | 
 def _append_to_pages(uses: Uses, pool: Tensor, table: Tensor, limit: Tensor, reader: int) -> _Append | None:
     """The same of a pool whose pages are whole blocks of keys, where the row is that of the position in the reader's table."""
     number, (batch, _) = _only_writer(uses, pool, reader, "append_pages"), table.shape
-    if number is None or pool.shape[2] % BLOCK:
+    if number is None or pool.shape[2] % BLOCK or table.storage.kind.is_written:
         return None
     page, row, source, whole = uses.nodes[number].inputs
     lookup, rest = uses.maker(page, "gather"), _quotient(uses, row, "mod", pool.shape[2])

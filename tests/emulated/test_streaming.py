@@ -22,6 +22,7 @@ from laws.test_stream import (
     told,
 )
 
+import mkc
 from mkc.frontend.executable import Executable
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
 from mkc.targets import cuda
@@ -115,6 +116,23 @@ def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp
 )
 def test_keys_in_pages(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, starts, tmp_path, page=128)
+
+
+@pytest.mark.parametrize("bad", [9, -10, 2**40, -(2**63)])
+def test_a_page_outside_of_the_pool_is_reported_and_nothing_is_written(bad: int, tmp_path: Path) -> None:
+    state, section = decoding(MODELS["qwen3"](), 62, 129, page=128)
+    state.table[0, 0] = bad
+    for cache in state.caches:
+        cache.nan_to_num_()
+    before = [cache.clone() for cache in state.caches]
+    theirs = state.table[1].tolist()
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=3), torch.device("cpu"))
+    executable.kernel = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    with pytest.raises(mkc.OutOfRangeError, match=f"index {bad} is outside of a dimension of {len(before[0])}"):
+        executable(list(state.tensors), steps=[1])
+    for old, cache in zip(before, state.caches, strict=True):
+        changed = (old != cache).flatten(1).any(1).nonzero().flatten().tolist()
+        assert changed == [theirs[1]]  # the other sequence's
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,11 @@ def middle_in_pages(model: Any, page: int, *starts: int) -> State:
     state.limit.copy_(torch.tensor(rooms))
     for row, pages in enumerate(state.pages.share_out(rooms)):
         state.table[row, : len(pages)] = torch.tensor(pages)
-    for pool, cache in zip(state.caches, apart.caches, strict=True):
+    for pool, known in zip(state.caches, apart.caches, strict=True):
         pool.fill_(torch.nan)
         for row, start in enumerate(starts):
             for t in range(start):
-                pool[state.table[row, t // page], :, t % page] = cache[row, :, t]
+                pool[state.table[row, t // page], :, t % page] = known[row, :, t]
     return state
 
 

@@ -55,11 +55,14 @@ def attention() -> list[Graph]:
 def others() -> list[Graph]:
     """What the examples have no use for; the keys are so many that attention is split."""
 
-    def model(x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def model(x: torch.Tensor, w: torch.Tensor, keys: torch.Tensor, pool: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
         scores = torch.softmax(x @ w, -1)
-        return scores.mean(-1), F.scaled_dot_product_attention(scores[None], keys, keys)
+        pool[table[0] // 2, :, table[0] % 2] = keys[0, :, :40].transpose(0, 1)
+        paged = pool[table].transpose(1, 2).flatten(2, 3)
+        return scores.mean(-1), *(F.scaled_dot_product_attention(scores[None], x, x) for x in (keys, paged))
 
-    return traced(model, torch.randn(2, 1, 96), torch.randn(2, 96, 64), torch.randn(1, 2, 4096, 64))
+    keys, pool = torch.randn(1, 2, 4096, 64), torch.randn(50, 2, 16, 64)
+    return traced(model, torch.randn(2, 1, 96), torch.randn(2, 96, 64), keys, pool, torch.arange(40)[None])
 
 
 def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
@@ -70,7 +73,7 @@ def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     return graphs
 
 
-def decoding(kind: str, batch: int = 1, **changes: Any) -> Callable[[], list[Graph]]:
+def decoding(kind: str, batch: int = 1, page: int | None = None, **changes: Any) -> Callable[[], list[Graph]]:
     """A step that streams on sm_90a, where it has a kernel of its own."""
 
     def graphs() -> list[Graph]:
@@ -80,7 +83,7 @@ def decoding(kind: str, batch: int = 1, **changes: Any) -> Callable[[], list[Gra
         )  # fmt: skip
         config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
         model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
-        return [raise_sections(model, make_state(model, 64, 4, batch), (), 4)[1].graph]
+        return [raise_sections(model, make_state(model, 64, 4, batch, page), (), 4)[1].graph]
 
     return graphs
 
@@ -94,6 +97,9 @@ MADE = {
     "adder bfloat16": adder(torch.bfloat16),
     "decoding bfloat16": decoding("Qwen3"),
     "decoding 3 in bfloat16": decoding("Qwen3", 3),
+    "decoding in pages bfloat16": decoding("Qwen3", page=128),
+    "decoding 3 in pages bfloat16": decoding("Qwen3", 3, 128),
+    "windows, wide heads in pages bfloat16": decoding("Gemma3Text", page=128, head_dim=256, sliding_window=20, hidden_size=1152),
     "windows, wide heads bfloat16": decoding("Gemma3Text", head_dim=256, sliding_window=20, hidden_size=1152),
     "windows, wide heads 2 in bfloat16": decoding("Gemma3Text", 2, head_dim=256, sliding_window=20, hidden_size=1152),
     "narrow heads bfloat16": decoding("Olmo2", head_dim=48, num_attention_heads=9, num_key_value_heads=3, hidden_size=576),
