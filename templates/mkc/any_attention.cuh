@@ -52,8 +52,7 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
       const bool of_q = pass * kRows + first_row < kGroup;
       gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[kTables + !of_q]) + column) : Quad{};
     }
-    const bool appends = where.owns_new() && where.may_append(p);
-    const long long new_row = appends ? where.at(p, where.position) : 0;
+    const long long found = where.looked_up(p);
     uint32 to[kPasses];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -73,7 +72,8 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
       const bool of_q = row < kGroup;
       store_shared(to[pass], of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
       store_shared(to[pass] + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
-      if (!of_q && appends) *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + new_row + column) = made;
+      if (!of_q && where.owns_new() && found >= 0)
+        *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + column) = made;
     }
   }
 

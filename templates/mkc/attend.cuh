@@ -67,11 +67,13 @@ struct Attend {
       const int64 number = static_cast<const int64*>(p[10])[sequence * Pages + row / kPageRows];
       return number < 0 ? number + kPages : number;
     }
-    MKC_DEVICE bool may_append(void* const* p) const {  // what it owns: not where there is no page
-      if constexpr (!kPaged) return true;
+    // Where the new row goes, of whoever owns it: looked up early where there are pages, and below zero where there is no such page.
+    MKC_DEVICE long long looked_up(void* const* p) const {
+      if (!kPaged || !owns_new()) return 0;
       const int64 page = page_of(p, position);
-      return 0 <= page && page < kPages;
+      return 0 <= page && page < kPages ? at(p, position) : -1;
     }
+    MKC_DEVICE long long new_row(long long found) const { return rows() + (kPaged ? found : position * D); }
     MKC_DEVICE int first_of_q(int split) const { return (split * kBatch + sequence) * Heads + part * kGroup; }
     MKC_DEVICE int keys() const { return cached + appends; }
     MKC_DEVICE uint32 hidden() const { return Window > 0 && position >= Window ? position - Window + 1 : 0; }  // keys out of sight

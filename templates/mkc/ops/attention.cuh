@@ -24,15 +24,16 @@ inline constexpr int first_rank = 0;
 template <class First, class... Others>
 inline constexpr int first_rank<First, Others...> = First::kRank;
 
-// Where a key is, and its value: a row of a page, which has so many; of one that has none where there is no such key.
+// Where a key is, and its value: a row of a page, in which so many rows are keys. There may be no such row.
 struct Place {
   int64 page;
   int row, rows;
+  MKC_DEVICE Place behind(int keys) const { return {page, row + keys, rows}; }
 };
 template <class K>
 struct InRows {  // a sequence's own
   static constexpr bool kPaged = false;
-  static constexpr int kKeys = K::extent(2);
+  static constexpr int kKeys = K::extent(2), kSize = kKeys;
   MKC_DEVICE InRows(void* const*, const Fault&) {}
   MKC_DEVICE Place operator()(int, int key, int end) const { return {0, key, end}; }
 };
@@ -46,13 +47,10 @@ struct InPages {
   const Fault& fault;
   MKC_DEVICE InPages(void* const* p, const Fault& fault) : table(p[0]), fault(fault) {}
   MKC_DEVICE Place operator()(int batch, int key, int end) const {
-    if (key >= end) return {0, 0, 0};
+    if (key >= end) return {};
     const int64 number = table(batch, key / kSize), page = number < 0 ? number + kPages : number;
-    if (page < 0 || page >= kPages) [[unlikely]] {
-      fault.outside(number, kPages);
-      return {page < 0 ? 0 : kPages - 1, key % kSize, kSize};
-    }
-    return {page, key % kSize, kSize};
+    if (page < 0 || page >= kPages) [[unlikely]] fault.outside(number, kPages);
+    return {page < 0 ? 0 : page < kPages ? page : kPages - 1, key % kSize, key % kSize + (end - key)};
   }
 };
 
@@ -77,6 +75,8 @@ struct AttentionBy {
   static constexpr int kBlocks = kBlock < kChunk ? kChunk / kBlock : 1;  // of a chunk
   static constexpr bool kLimited = sizeof...(Rest) > (kParts > 1), kMasked = kLimited && first_rank<Rest...> == 4;
   static constexpr bool kHides = kMasked || kWindow > 0;  // keys among those that are looked at
+  // Whether a block of keys is in one page: it is looked up once.
+  static constexpr bool kTogether = !Places::kPaged || (Places::kSize % kBlock == 0 && !kMasked && (kParts > 1 || kWindow == 0));
   static constexpr int kEntry = kWidth + 2;  // floats of a row's softmax in scratch memory
   static constexpr int kEntries = kScratchFloats / kMaxTeams / kEntry;  // of each team
   static_assert(kEntries > 0, "the values of a head are too wide for scratch memory");
@@ -182,11 +182,12 @@ struct AttentionBy {
       any |= wanted[j];
     });
     if (kHides && !team_any(any)) return;
+    const Place block = places(rows.batch, keys.begin, keys.end);
     KeyStrip key_strip[kDeep];
     ValueStrip value_strip[kDeep];
     KeyStrip::ahead([&](int j) {
       const int at = !kHides || wanted[j] ? keys.begin + j * kSlots + KeyStrip::slot() : keys.end;
-      const Place place = places(rows.batch, at, keys.end);
+      const Place place = kTogether ? block.behind(at - keys.begin) : places(rows.batch, at, keys.end);
       key_strip[j].read(key + place.page * K::step(0), K::step(2), place.row, place.rows);
       value_strip[j].read(value + place.page * V::step(0), V::step(2), place.row, place.rows);
     });

@@ -44,8 +44,7 @@ struct SwiftAttention
       for (int pass = 0; pass < kPasses && Norm; ++pass)
         gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? kTables : kTables + 1]) + at);
     }
-    const bool appends = where.owns_new() && where.may_append(p);
-    const long long new_row = appends ? where.at(p, where.position) : 0;
+    const long long found = where.looked_up(p);
     const uint64* from[kPasses];  // both halves are found, and laid down, from the first
     uint32 to[kPasses];
     MKC_UNROLL
@@ -82,8 +81,8 @@ struct SwiftAttention
         const Pair made = four(x[half]);
         const uint32 at = to[pass] + half * (row < kGroup ? place_of_pair(D / 2) : D);
         store_shared(at, made.x), store_shared(at + (row < kGroup ? 16 : 4), made.y);
-        if (row >= kGroup && appends)
-          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + new_row + half * (D / 2) + column) = made;
+        if (row >= kGroup && where.owns_new() && found >= 0)
+          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + half * (D / 2) + column) = made;
       }
     }
   }
