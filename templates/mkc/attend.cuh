@@ -103,13 +103,13 @@ struct Attend {
     const bool none = first >= where.cached;
     do {
       const int end = where.cached < first + kBlock ? where.cached : first + kBlock;
-      const long long block = none ? 0 : where.at(p, first);
+      const long long moved = kPaged && !none ? where.at(p, first) - 1LL * first * D : 0;  // from where rows side by side would be
       MKC_NO_UNROLL
       for (int tensor = 0; tensor < 2; ++tensor) {
         int row = first;
         do {
           const int count = none ? 0 : end - row < kKeys ? end - row : kKeys;
-          if (!loader.issue(cache_of(p, where, tensor) + block + 1LL * (row - first) * D, count * D * 2)) return false;
+          if (!loader.issue(cache_of(p, where, tensor) + moved + 1LL * row * D, count * D * 2)) return false;
           if (none) return true;
         } while ((row += kKeys) < end);
       }
