@@ -1,6 +1,7 @@
 """Causal language models: load one, compile its prompt and decoding into one kernel, generate with one launch an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -33,6 +34,9 @@ class CausalLM:
     in tokens; `chunk` is how many prompt tokens one step reads. Where the kernel that decodes does only that, since it
     streams its weights or has a batch, it reads prompts of up to `prompt_steps` tokens too, one a step; longer ones are read
     by a kernel of their own.
+
+    With `page`, caches lie in pages of so many tokens, and sequences share `pool` tokens of them, by default as many as all can
+    have: each takes the pages that its prompt and its answer need, when it is asked for.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class CausalLM:
         max_length: int | None = None,
         chunk: int = 16,
         prompt_steps: int = PROMPT_STEPS,
+        page: int | None = None,
+        pool: int | None = None,
         **given: Any,
     ) -> None:
         refuse_unsupported(model)
@@ -51,6 +57,8 @@ class CausalLM:
             raise InputError(f"batch={batch} must be from 1 to {MOST_TOGETHER} sequences")
         if prompt_steps < 0:
             raise InputError(f"prompt_steps={prompt_steps} must be a number of tokens, from 0")
+        if (page is not None and page < 1) or (pool is not None and (page is None or pool < page)):
+            raise InputError(f"page={page} must be a number of tokens, from 1, and pool={pool} at least as many")
         chosen = options(fallback="error", **given)
         text_config = model.config.get_text_config()
         limit = getattr(text_config, "max_position_embeddings", None) or 2048
@@ -60,7 +68,7 @@ class CausalLM:
         self.model, self.tokenizer, self.chunk = model, tokenizer, min(chunk, self.max_length)
         self.prompt_steps = prompt_steps
         self.stops = _stops(model)
-        self.state = make_state(model, self.max_length, self.chunk, batch)
+        self.state = make_state(model, self.max_length, self.chunk, batch, page, pool)
         target = target_for(chosen, model.device)
         self._sections = raise_sections(model, self.state, self.stops, self.chunk)
         self._chosen = chosen, settled(self.graphs, target, chosen.policy)
@@ -167,16 +175,19 @@ class CausalLM:
         decoding streams its weights or has a batch, and a prompt is longer than `prompt_steps`, one more for each prompt.
         """
         prompts, alone = _several(ids)
-        steps = self._begin(prompts, max_new_tokens)
-        self._decoder(*[self.state.tensors] * len(steps), steps=steps)
-        told = self.state.told()
+        with self._laid(prompts, max_new_tokens):
+            steps = self._begin(prompts, max_new_tokens)
+            self._decoder(*[self.state.tensors] * len(steps), steps=steps)
+            told = self.state.told()
         answers = [self._cut(told[row, len(ids) : len(ids) + max_new_tokens].tolist()) for row, ids in enumerate(prompts)]
         return answers[0] if alone else answers
 
     def trace_ids(self, ids: Ids | Sequence[Ids], max_new_tokens: int = 64) -> Words:
         """The same run with time stamps from inside the kernel that decodes: an array of STAMP."""
-        steps = self._begin(_several(ids)[0], max_new_tokens)
-        return self._decoder.trace(*[self.state.tensors] * len(steps), steps=steps)
+        prompts, _ = _several(ids)
+        with self._laid(prompts, max_new_tokens):
+            steps = self._begin(prompts, max_new_tokens)
+            return self._decoder.trace(*[self.state.tensors] * len(steps), steps=steps)
 
     @overload
     def logits(self, ids: Ids) -> torch.Tensor: ...
@@ -189,8 +200,8 @@ class CausalLM:
         For grading. The first call compiles a kernel of the same step that chooses nothing; every token is a launch.
         """
         texts, alone = _several(ids)
-        self._prepare(texts, 1)
-        found = self._scored(texts)
+        with self._laid(texts, 1):
+            found = self._scored(texts)
         return found[0] if alone else found
 
     # ---- from the middle of texts, whose keys and values the caller has laid in `state.caches`
@@ -205,7 +216,7 @@ class CausalLM:
         self._refuse_too_many(texts)
         if not 0 < position < self.max_length - steps:
             raise InputError(f"{steps} steps from position {position} do not fit max_length={self.max_length}")
-        self.state.stand_at(position, texts)
+        self.state.stand_at(position, texts, steps)
 
     def decode_on(self, steps: int) -> None:
         """Steps of decoding from where the state stands. One launch."""
@@ -240,8 +251,7 @@ class CausalLM:
         return Executable(sections, replace(target, streams=target.streams and streams), self.model.device, options.policy)
 
     def _begin(self, prompts: Sequence[Ids], max_new_tokens: int) -> tuple[int, ...]:
-        """Prepare, and read long prompts where that is a kernel of its own; the steps of the decoder's sections."""
-        self._prepare(prompts, max_new_tokens)
+        """Read long prompts where that is a kernel of its own; the steps of the decoder's sections."""
         chunks = [-(-len(ids) // self.chunk) for ids in prompts]
         if len(self._decoder.raised) == len(self._sections):
             return (*chunks, max_new_tokens - 1)
@@ -252,8 +262,9 @@ class CausalLM:
             self._reader(self.state.row(row), steps=(count,))
         return (max_new_tokens - 1,)
 
-    def _prepare(self, prompts: Sequence[Ids], max_new_tokens: int) -> None:
-        """Lay the prompts in the state."""
+    @contextmanager
+    def _laid(self, prompts: Sequence[Ids], max_new_tokens: int) -> Iterator[None]:
+        """With the prompts in the state, and pages for them and for their answers until the end."""
         self._refuse_too_many(prompts)
         vocabulary = self.model.config.get_text_config().vocab_size
         for ids in prompts:
@@ -263,7 +274,11 @@ class CausalLM:
                 raise InputError(
                     f"{len(ids)} prompt tokens and max_new_tokens={max_new_tokens} do not fit max_length={self.max_length}"
                 )
-        self.state.prepare(prompts)
+        self.state.prepare(prompts, max_new_tokens)
+        try:
+            yield
+        finally:
+            self.state.let_go()
 
     def _refuse_too_many(self, texts: Sequence[Ids]) -> None:
         if not 1 <= len(texts) <= self.batch:

@@ -7,6 +7,7 @@ token from the text as long as the prompt goes on, so it can read prompts as wel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mkc import config
 from mkc.errors import ModelError
 from mkc.frontend.convert import Raised, convert
 from mkc.frontend.loading import refuse_beyond_memory
+from mkc.frontend.pages import Pages
 from mkc.frontend.trace import trace
 
 NOBODY = -1  # the token of a row without a sequence
@@ -33,90 +35,143 @@ class State:
     The small tensors are views of `words`, so that one copy prepares a run and needs no kernel of torch's.
     """
 
-    words: torch.Tensor  # int64 [B, length, position, token and flag each, a flag for all, [B, T] of text]
-    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [B, H, T or a little more, D]
+    words: torch.Tensor  # int64 [B, length, position, token and flag each, a flag for all, what pages add, [B, T] of text]
+    caches: tuple[torch.Tensor, ...]  # keys and values of each layer in turn, [B, H, T or a little more, D], or pages [P, H, page, D]
+    pages: Pages | None = None  # which sequence has which; a limit for each is added, and [B, N] of a table
 
     @property
     def batch(self) -> int:
-        return self.caches[0].shape[0]
+        return self.pages.batch if self.pages else self.caches[0].shape[0]
 
     @property
     def text(self) -> torch.Tensor:
         """[B, T]: prompts, then what was generated."""
-        return self.words[4 * self.batch + 1 :].view(self.batch, -1)
+        return self._behind_flags[self._added :].view(self.batch, -1)
+
+    @property
+    def limit(self) -> torch.Tensor:
+        """[B]: the tokens that a sequence has room for. It stays where it is, with the last of them. Where there are pages."""
+        return self._behind_flags[: self.batch]
+
+    @property
+    def table(self) -> torch.Tensor:
+        """[B, N]: the pages of each sequence, in the order of its tokens; nobody's where it has none. Where there are pages."""
+        return self._behind_flags[self.batch : self._added].view(self.batch, -1)
+
+    @property
+    def _behind_flags(self) -> torch.Tensor:
+        return self.words[4 * self.batch + 1 :]
+
+    @property
+    def _added(self) -> int:
+        """Words for pages."""
+        return _words_of(self.pages) if self.pages else 0
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """text [B, T], length [B], position [B], token [B, 1] (all int64), done (bool), then the caches.
+        """text [B, T], length [B], position [B], token [B, 1] (all int64), done (bool), with pages limit and table, then the caches.
 
         Position counts the tokens in the cache; token stands there, and is not yet in the cache. From `length` on tokens are
         chosen, and enter the text a step later, with their keys and values. Done says that one ends the sequence, or all.
         """
         length, position, token, _ = self.words[: 4 * self.batch].view(4, -1)
         done = self.words[4 * self.batch :].view(torch.bool)[0]
-        return (self.text, length, position, token.unsqueeze(1), done, *self.caches)
+        paged = (self.limit, self.table) if self.pages else ()
+        return (self.text, length, position, token.unsqueeze(1), done, *paged, *self.caches)
 
     def row(self, row: int) -> tuple[torch.Tensor, ...]:
-        """The tensors of one sequence alone, which has a flag of its own."""
+        """The tensors of one sequence alone, which has a flag of its own. Pages are all sequences'."""
         if self.batch == 1:
             return self.tensors
-        text, length, position, token, _, *caches = (t[row : row + 1] if t.dim() else t for t in self.tensors)
+        tensors = self.tensors[: -len(self.caches)] if self.pages else self.tensors
+        text, length, position, token, _, *others = (t[row : row + 1] if t.dim() else t for t in tensors)
         done = self.words[3 * self.batch + row :].view(torch.bool)[0]
-        return (text, length, position, token, done, *caches)
+        return (text, length, position, token, done, *others, *(self.caches if self.pages else ()))
 
-    def prepare(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Lay out prompts, at position 0, none done. The caches keep what they hold: it is never read (MKC_POISON)."""
-        self._lay([0] * len(prompts), prompts, [len(ids) for ids in prompts])
+    def prepare(self, prompts: Sequence[Sequence[int]], more: int = 1) -> None:
+        """Lay out prompts, at position 0, none done, with room for so many tokens more. The caches keep what they hold: it is
+        never read (MKC_POISON). Raises InputError when there are too few pages."""
+        self._lay([0] * len(prompts), prompts, [len(ids) for ids in prompts], [len(ids) + more for ids in prompts])
         if config.poison():
             for cache in self.caches:
                 cache.fill_(torch.nan)
 
-    def stand_at(self, position: int, texts: Sequence[Sequence[int]]) -> None:
-        """Every sequence is read up to `position`, where its text follows: of that only the first token is taken as it is."""
-        self._lay([position] * len(texts), texts, [position] * len(texts))
+    def stand_at(self, position: int, texts: Sequence[Sequence[int]], steps: int = 0) -> None:
+        """Every sequence is read up to `position`, where its text follows: of that only the first token is taken as it is.
+        There is room for so many steps. Raises InputError when there are too few pages."""
+        self._lay([position] * len(texts), texts, [position] * len(texts), [position + steps + 1] * len(texts))
 
-    def _lay(self, starts: Sequence[int], texts: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    def _lay(
+        self, starts: Sequence[int], texts: Sequence[Sequence[int]], lengths: Sequence[int], rooms: Sequence[int]
+    ) -> None:
         """Texts from their starts on, which are also their positions."""
         words = torch.zeros(len(self.words), dtype=torch.int64)
-        laid = State(words, self.caches)
+        laid = State(words, self.caches, self.pages)
         length, position, token = words[: 3 * self.batch].view(3, -1)
         token.fill_(NOBODY)
         for row, (start, ids) in enumerate(zip(starts, texts, strict=True)):
             laid.text[row, start : start + len(ids)] = torch.tensor(ids)
             length[row], position[row], token[row] = lengths[row], start, ids[0]
+        self.let_go()
+        if self.pages:
+            laid.limit.fill_(1)
+            for row, pages in enumerate(self.pages.share_out(rooms)):
+                laid.limit[row], laid.table[row, : len(pages)] = rooms[row], torch.tensor(pages)
         self.words.copy_(words)
+
+    def let_go(self) -> None:
+        """Give back what pages the texts have."""
+        if self.pages:
+            self.pages.take_back()
 
     def told(self) -> torch.Tensor:
         """[B, T]: the text of every sequence, the latest token too, brought to the host in one copy."""
-        text, _, position, token, *_ = State(self.words.cpu(), self.caches).tensors
+        text, _, position, token, *_ = State(self.words.cpu(), self.caches, self.pages).tensors
         return text.scatter(1, position.unsqueeze(1), token)
+
+
+def _words_of(pages: Pages) -> int:
+    """Of a limit for each sequence, and of a table."""
+    return pages.batch * (1 + pages.most)
 
 
 DONE = 4  # the place of `done` among the tensors
 
 
-def make_state(model: PreTrainedModel, room: int, chunk: int, batch: int = 1) -> State:
-    """Fresh memory on the model's device, in its dtype, for `room` tokens a sequence, and for what fills up a prompt's last chunk."""
+def make_state(
+    model: PreTrainedModel, room: int, chunk: int, batch: int = 1, page: int | None = None, pool: int | None = None
+) -> State:
+    """Fresh memory on the model's device, in its dtype, for `room` tokens a sequence, and for what fills up a prompt's last chunk.
+
+    With `page`, sequences share pages of so many tokens, enough for `pool` tokens of all together, or for all there can be.
+    """
     config, device = model.config.get_text_config(), model.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = -(-room // chunk) * chunk
     layers = config.num_hidden_layers
-    nbytes = 2 * layers * batch * heads * rows * width * model.dtype.itemsize
-    refuse_beyond_memory(nbytes, device, f"caches for {batch * room} tokens take")
-    caches = [
-        torch.zeros(batch, heads, rows, width, dtype=model.dtype, device=device)
-        for _ in range(2 * layers)
-    ]
-    return State(torch.zeros(batch * (4 + room) + 1, dtype=torch.int64, device=device), tuple(caches))
+    pages = _pages(page, pool, batch, rows) if page else None
+    shape = (pages.count + 1, heads, pages.size, width) if pages else (batch, heads, rows, width)
+    nbytes = 2 * layers * prod(shape) * model.dtype.itemsize
+    refuse_beyond_memory(nbytes, device, f"caches for {pages.count * pages.size if pages else batch * room} tokens take")
+    caches = [torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2 * layers)]
+    count = batch * (4 + room) + 1 + (_words_of(pages) if pages else 0)
+    return State(torch.zeros(count, dtype=torch.int64, device=device), tuple(caches), pages)
+
+
+def _pages(size: int, pool: int | None, batch: int, rows: int) -> Pages:
+    """For so many tokens together; no more than `batch` sequences of so many rows can use."""
+    most = -(-rows // size)
+    count = batch * most if pool is None else min(-(-pool // size), batch * most)
+    return Pages(size, count, batch, most)
 
 
 def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
     """The prompt section of one sequence, `chunk` tokens a step, and the decoding section of all, one token a step until `done`."""
-    together, device = state.batch > 1, model.device
+    together, paged, device = state.batch > 1, state.pages is not None, model.device
     ends = torch.tensor(sorted({*stops, NOBODY}), dtype=torch.int64, device=device)
-    prompt = trace(_Prompt(model, ends, chunk).eval(), state.row(0), {})
-    step = _DecodeTogether(model, ends) if together else _Decode(model, ends)
+    prompt = trace(_Prompt(model, ends, chunk, paged).eval(), state.row(0), {})
+    step = _DecodeTogether(model, ends, paged) if together else _Decode(model, ends, paged)
     decode = trace(step.eval(), state.tensors, {})
     return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
 
@@ -124,7 +179,7 @@ def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], c
 def raise_logits(model: PreTrainedModel, state: State) -> Raised:
     """One token of the text a step, as in the decoding section, but giving logits [B, 1, vocabulary] and choosing nothing."""
     ends = torch.tensor([NOBODY], dtype=torch.int64, device=model.device)
-    return convert(trace(_Logits(model, ends).eval(), state.tensors, {}), "logits")
+    return convert(trace(_Logits(model, ends, state.pages is not None).eval(), state.tensors, {}), "logits")
 
 
 class _Layer(StaticLayer):  # type: ignore[misc]
@@ -156,6 +211,34 @@ class _LayerTogether(_Layer):
         return self.keys, self.values
 
 
+class _LayerInPages(StaticLayer):  # type: ignore[misc]
+    """A layer's cache in pages [P, H, page, D]: those that the table [B, N] names, B sequences' or one's. All layers share the
+    places to write."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, places: "_Written") -> None:
+        super().__init__(max_cache_len=table.shape[1] * keys.shape[2])
+        self.keys, self.values, self.table, self.places = keys, values, table, places
+        self.cumulative_length: Any = _Places(places.positions) if len(table) > 1 else places.positions[0]
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._updated(self.keys, key_states), self._updated(self.values, value_states)
+
+    def _updated(self, pool: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Takes in rows [B, H, S, D], and gives all of each sequence's [B, H, N * page, D]."""
+        pool[self.places.pages, :, self.places.rows] = states.transpose(1, 2).flatten(0, 1)
+        return pool[self.table].transpose(1, 2).flatten(2, 3)
+
+
+class _Written:
+    """Where rows at these positions [N] are written: the page of each, and the row of that. One sequence's, or one of each."""
+
+    def __init__(self, table: torch.Tensor, positions: torch.Tensor, page: int) -> None:
+        numbers = (positions // page).unsqueeze(1)
+        self.positions, self.rows = positions, positions % page
+        self.pages = table.expand(len(positions), -1).gather(1, numbers).squeeze(1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Places:
     """What a range of B must be moved by to give B positions. Masks are made by moving the range of a sequence's tokens."""
@@ -169,9 +252,9 @@ class _Places:
 class _Step(nn.Module):
     """What both sections share: the model over some tokens at some positions, and taking up the next token."""
 
-    def __init__(self, model: PreTrainedModel, ends: torch.Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, ends: torch.Tensor, paged: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.paged = model, paged
         self.ends = nn.Buffer(ends, persistent=False)
 
     def logits(
@@ -180,8 +263,7 @@ class _Step(nn.Module):
         """ids [1, S] at positions [S], or [B, 1] at a position each -> logits [B, 1, V] of what follows row `keep`, or the
         last row if `keep` is 1."""
         together = len(ids) > 1
-        layer = _LayerTogether if together else _Layer
-        cache = Cache(layers=[layer(k, v, positions) for k, v in zip(caches[::2], caches[1::2], strict=True)])
+        cache = Cache(layers=self._layers(positions, caches, together))
         result = self.model(
             input_ids=ids,
             attention_mask=self._masks(cache, len(ids)) if together else None,
@@ -191,6 +273,18 @@ class _Step(nn.Module):
             logits_to_keep=keep,
         )
         return result.logits  # type: ignore[no-any-return]
+
+    def _layers(self, positions: torch.Tensor, caches: tuple[torch.Tensor, ...], together: bool) -> list[StaticLayer]:
+        if not self.paged:
+            layer = _LayerTogether if together else _Layer
+            return [layer(k, v, positions) for k, v in zip(caches[::2], caches[1::2], strict=True)]
+        _, table, *pools = caches
+        places = _Written(table, positions, pools[0].shape[2])
+        return [_LayerInPages(k, v, table, places) for k, v in zip(pools[::2], pools[1::2], strict=True)]
+
+    def _within(self, following: torch.Tensor, caches: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Positions [B], none beyond the last that its sequence has room for."""
+        return torch.minimum(following, caches[0] - 1) if self.paged else following
 
     def _masks(self, cache: Cache, batch: int) -> Any:
         """What each sequence sees [B, 1, 1, T], for each kind of layer: what the model has for B tokens of one sequence."""
@@ -204,17 +298,20 @@ class _Step(nn.Module):
         """The most likely of these, [B, 1]."""
         return self.logits(ids, positions, keep, caches)[:, -1].argmax(-1, keepdim=True)
 
-    def take(self, found: torch.Tensor, ending: torch.Tensor, token: torch.Tensor, done: torch.Tensor) -> None:
-        """Take up tokens [B, 1], with which all is done where each is one of the ends and may end its sequence, [B, ends]."""
+    def take(
+        self, found: torch.Tensor, ending: torch.Tensor, token: torch.Tensor, done: torch.Tensor, going: int | torch.Tensor = 1
+    ) -> None:
+        """Take up tokens [B, 1], with which all is done where as many as are `going` are one of the ends and may end their
+        sequence, [B, ends]."""
         token.copy_(found)
-        done.copy_(ending.sum() == len(found))  # a token is one of the ends at most
+        done.copy_(ending.sum() == going)  # a token is one of the ends at most
 
 
 class _Prompt(_Step):
     """The next `chunk` tokens of the prompt. Rows past its end are computed too, but nothing ever reads them."""
 
-    def __init__(self, model: PreTrainedModel, ends: torch.Tensor, chunk: int) -> None:
-        super().__init__(model, ends)
+    def __init__(self, model: PreTrainedModel, ends: torch.Tensor, chunk: int, paged: bool = False) -> None:
+        super().__init__(model, ends, paged)
         self.chunk = chunk
 
     def forward(
@@ -257,13 +354,18 @@ class _DecodeTogether(_Step):
     ) -> None:  # fmt: skip
         text.scatter_(1, position.unsqueeze(1), token)
         ended = (token == self.ends).any(-1) & (position >= length)
-        following = position + torch.logical_not(ended)
+        following = self._within(position + torch.logical_not(ended), caches)
         coming = text.gather(1, following.unsqueeze(1))
         known = (following < length) | (following == position)
         given = torch.where(known.unsqueeze(1), coming, FREE)
+        may_end: torch.Tensor = following >= length
+        going: int | torch.Tensor = len(token)
+        if self.paged:  # those that have room for more
+            more = following + 1 < caches[0]
+            may_end, going = may_end & more, more.sum()
         likely = self.next_token(token, position, 1, caches)
         found = torch.where(given == FREE, likely, given)
-        self.take(found, (found == self.ends) & (following >= length).unsqueeze(1), token, done)
+        self.take(found, (found == self.ends) & may_end.unsqueeze(1), token, done, going)
         position.copy_(following)
 
 
@@ -275,7 +377,7 @@ class _Logits(_Step):
         done: torch.Tensor, *caches: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         logits = self.logits(text.gather(1, position.unsqueeze(1)), position, 1, caches)
-        position.copy_(position + 1)
+        position.copy_(self._within(position + 1, caches))
         return logits
 
 

@@ -112,13 +112,18 @@ def _kept_positions(program: Program, parts: list[Part]) -> None:
 
 
 def _keys_come_ahead(program: Program, part: Part, parts: list[Part]) -> None:
-    """Loaders read a cache before the part's tasks begin, and where each finds what it wrote itself. Nobody else writes there."""
+    """Loaders read a cache before the part's tasks begin, and where each finds what it wrote itself. Nobody else writes there, or
+    changes the table that says which pages are whose."""
     if _asked(part).position is None:
         return
     caches = _written(part) & {m.tensor.storage for m in part.tiling.imaps}
     others = [other for other in parts if other is not part and not caches.isdisjoint(_written(other))]
     if others:
         raise unsound(program, f"{others[0].name} writes where keys of {part.name} come from ahead of their task", part.tasks[0])
+    tables = {m.tensor.storage for m in part.tiling.imaps if m.tensor.dtype is DType.I64 and m is not _asked(part).position}
+    movers = [other for other in parts if not tables.isdisjoint(_written(other))]
+    if movers:
+        raise unsound(program, f"{movers[0].name} writes the table by which keys of {part.name} come ahead of their task", part.tasks[0])
     if not caches or not part.tiling.pinned:
         raise unsound(program, f"{part.name} has keys that come through the ring, from no cache of its own", part.tasks[0])
 

@@ -28,6 +28,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: np.asarray(a, F) / np.asarray(b, F),
+    "floor_div": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
     "neg": lambda a: -a,
     "abs": np.abs,
     "square": lambda a: a * a,

@@ -96,13 +96,26 @@ def _index_put(
     b: Builder, target: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Tensor:
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    for _, index in given:
+        if index.dtype not in (DType.I64, DType.I32) or index.layout.rank != 1:
+            raise UnsupportedError(f"index_put by a {index.dtype} tensor of {index.layout.rank} dimensions")
+    if not accumulate and [dim for dim, _ in given] == [0, 2] and target.layout.rank == 4:
+        return _append_to_pages(b, target, [index for _, index in given], values)
     if accumulate or len(given) != 1:
         raise UnsupportedError("index_put that adds, or that has more than one index tensor")
     ((dim, index),) = given
-    if index.dtype not in (DType.I64, DType.I32) or index.layout.rank != 1:
-        raise UnsupportedError(f"index_put by a {index.dtype} tensor of {index.layout.rank} dimensions")
     shape = (*target.shape[:dim], index.shape[0], *target.shape[dim + 1 :])
     return _append(b, target, dim, index, values.view(values.layout.expand(shape)), wraps=True)
+
+
+def _append_to_pages(b: Builder, target: Tensor, indices: Sequence[Tensor], values: Tensor) -> Tensor:
+    """target[page, :, row] = values [N, H, D]: torch puts the dimension of indices with a slice between them first."""
+    (count,) = np.broadcast_shapes(*(index.shape for index in indices))
+    out = _written(b, target)
+    source = values.view(values.layout.expand((count, target.shape[1], target.shape[3])))
+    places = (_apart(b, index.view(index.layout.expand((count,))), out) for index in indices)
+    b.append("append_pages", (*places, _apart(b, source, out), out), (out,))
+    return out
 
 
 def _slice_scatter(

@@ -11,12 +11,14 @@ from mkc.ir.builder import Builder
 from mkc.ir.cost import worthwhile_parts
 from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call, Const, Expr
-from mkc.ir.graph import Kind, Node, Tensor
+from mkc.ir.graph import Attr, Node, Tensor
 from mkc.ir.layout import Layout, Shape
 from mkc.ir.target import Target
 from mkc.ir.tiling import Axis, Split, TileMap, Tiling
 from mkc.ops import Op, elementwise
 from mkc.ops._functions import cpp
+from mkc.ops._makers import changed_since, maker
+from mkc.ops._pages import in_pages
 
 ROWS = 4  # of q that share a pass over the keys
 BLOCK = 64  # neighbouring keys that go to one part
@@ -29,10 +31,16 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
     to the scores, or the last key that each row sees [B, H, S]; with `window` it sees only so many of those before it. A
     row that sees no key gives zeros, as in torch.
 
+    With `pages`, k and v are pools [P, KVH, R, D] and [P, KVH, R, DV], and a table [B, N] follows, whose numbers may count from
+    the end: key t is in row t % R of page table[b, t // R]. A page outside of the pool is moved to its edge.
+
     With `parts` the blocks of keys are dealt out to them in turn, and the last input [P] numbers the parts wanted. The
     result is then [B, H, S, P, DV + 2] for `attention_merge`: sums of values, and the maximum and sum of the weights.
     """
     q, k, v, *rest = ins
+    if pages(node):
+        table, *rest = rest
+        k, v = (_put_together(pool, table) for pool in (k, v))
     k, v = (x.repeat(q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     keys = np.arange(k.shape[2])
     scores = q @ k.swapaxes(-1, -2) * np.float32(node.number("scale"))
@@ -43,6 +51,13 @@ def reference(node: Node, ins: Sequence[Array]) -> tuple[Array, ...]:
         return (np.where(total == 0, 0, sums / np.where(total == 0, 1, total)),)
     mine = [np.where(keys // BLOCK % parts(node) == part, scores, -np.inf) for part in rest[-1]]
     return (np.stack([np.concatenate(_weighted(s, v), axis=-1) for s in mine], axis=3),)
+
+
+def _put_together(pool: Array, table: Array) -> Array:
+    """[B, KVH, N * R, D]."""
+    inside = np.clip(np.where(table < 0, table + len(pool), table), 0, len(pool) - 1)
+    found: Array = pool[inside].swapaxes(1, 2)
+    return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
 
 def _weighted(scores: Array, v: Array) -> tuple[Array, Array, Array]:
@@ -70,18 +85,21 @@ def tile(node: Node, target: Target) -> Tiling:
     q, k, v, *rest = node.inputs
     batch, heads, rows, _ = q.shape
     group = heads // k.shape[1]
-    wanted = worthwhile_parts(target, k.nbytes + v.nbytes, flops(node))
+    read = 1.0 if not pages(node) else min(1.0, pages(node) / k.shape[0])  # of a pool, for a sequence
+    wanted = worthwhile_parts(target, (k.nbytes + v.nbytes) * min(1.0, read * batch), flops(node))
     batches = min(wanted, batch)
     groups = min(-(-wanted // batches), k.shape[1])
     shares = min(-(-wanted // (batches * groups)), parts(node))
     lines = batches * groups * shares
     apart = max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or lines * n <= wanted))
     row_parts = max(1, min(wanted // (lines * apart), -(-rows // ROWS)))
+    tables, rest = (rest[:1], rest[1:]) if pages(node) else ([], rest)
     limits, numbers = (rest, []) if parts(node) == 1 else (rest[:-1], rest[-1:])
     grid = [Axis(batch, batches), Axis(heads, groups * apart, group // apart), Axis(rows, row_parts, ROWS)]
     grid += [Axis(parts(node), shares) for _ in numbers]
-    line, keys = (Split(0), Split(1), Split(2)), (Split(0), Split(1, share=group), None, None)
-    imaps = [TileMap(q, (*line, None)), TileMap(k, keys), TileMap(v, keys)]
+    line, keys = (Split(0), Split(1), Split(2)), (None if tables else Split(0), Split(1, share=group), None, None)
+    imaps = [TileMap(q, (*line, None)), TileMap(k, keys, read), TileMap(v, keys, read)]
+    imaps += [TileMap(table, (Split(0), None)) for table in tables]
     imaps += [TileMap(limit, (*line, None)[: limit.layout.rank]) for limit in limits]
     imaps += [TileMap(number, (Split(3),)) for number in numbers]
     omap = TileMap(node.output, (*line, *(Split(3) for _ in numbers), None))
@@ -91,11 +109,16 @@ def tile(node: Node, target: Target) -> Tiling:
 def flops(node: Node) -> float:
     q, k, v, *_ = node.inputs
     batch, heads, rows, depth = q.shape
-    return 2.0 * batch * heads * rows * k.shape[2] * (depth + v.shape[3])
+    return 2.0 * batch * heads * rows * k.shape[2] * max(1, pages(node)) * (depth + v.shape[3])
 
 
 def arguments(node: Node) -> tuple[str, ...]:
-    return cpp(Const(node.number("scale"))), str(parts(node)), str(BLOCK), str(window(node))
+    return cpp(Const(node.number("scale"))), str(parts(node)), str(BLOCK), str(window(node)), str(pages(node))
+
+
+def pages(node: Node) -> int:
+    """How many a sequence has, whose keys lie in pages; 0 where keys lie one after the other."""
+    return node.integer("pages")
 
 
 def window(node: Node) -> int:
@@ -140,27 +163,36 @@ def _attention(
             f"attention of {heads} heads over {k.shape[1]} heads of keys and {v.shape[1]} of values"
         )
     k, v = (x.view(x.layout.expand((batch, *x.shape[1:]))) for x in (k, v))
-    limit, window = _limit(b, attn_mask, is_causal, (batch, heads, rows, k.shape[2]))
-    inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *limit)
+    keys = k.shape[2]
+    limit, window = _limit(b, attn_mask, is_causal, (batch, heads, rows, keys))
+    k, v, *table = _paged(b, k, v)
+    inputs = (*(x if x.layout.strides[3] == 1 else b.copy(x) for x in (q, k, v)), *table, *limit)
     out = b.new((batch, rows, heads, v.shape[3]), b.dtype, "attention")
     out = out.view(out.layout.permute((0, 2, 1, 3)))
     scale = float(1 / sqrt(depth) if scale is None else scale)
-    count = _worthwhile_parts(q, k)
+    count = _worthwhile_parts(q, k.shape[1], keys)
+    attrs: dict[str, Attr] = dict(scale=scale, parts=count, window=window, pages=table[0].shape[1] if table else 0)
     if count == 1:
-        b.append("attention", inputs, (out,), scale=scale, parts=1, window=window)
+        b.append("attention", inputs, (out,), **attrs)
     else:
         numbers = b.constant(np.arange(count), DType.I32)
         partial = b.new((batch, heads, rows, count, v.shape[3] + 2), DType.F32, "parts")
-        b.append("attention", (*inputs, numbers), (partial,), scale=scale, parts=count, window=window)
+        b.append("attention", (*inputs, numbers), (partial,), **attrs)
         b.append("attention_merge", (partial,), (out,))
     return out.view(out.layout.squeeze(0)) if lead else out
 
 
-def _worthwhile_parts(q: Tensor, k: Tensor) -> int:
+def _paged(b: Builder, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values as they are; or the pools and the table that they were put together from, so that nothing need be."""
+    one, other = in_pages(b, k), in_pages(b, v)
+    alike = one and other and one.table == other.table and one.pool.shape[:3] == other.pool.shape[:3]
+    return (one.pool, other.pool, one.table) if one and other and alike else (k, v)
+
+
+def _worthwhile_parts(q: Tensor, groups: int, keys: int) -> int:
     """Long rows of keys are shared out when there are too few lines to keep a large machine busy."""
     batch, heads, rows, depth = q.shape
-    lines = batch * (k.shape[1] if rows == 1 else heads * -(-rows // ROWS))
-    keys = k.shape[2]
+    lines = batch * (groups if rows == 1 else heads * -(-rows // ROWS))
     worthwhile = keys >= MANY_KEYS and depth >= 32  # so that a block is no less than a team looks at together
     return max(1, min(MANY_WORKERS // lines, -(-keys // BLOCK))) if worthwhile else 1
 
@@ -175,12 +207,12 @@ def _unrepeated(b: Builder, x: Tensor) -> Tensor:
     """Repeating is a view, or a copy of [B, KVH, group, T, D] that was seen as [B, KVH * group, T, D]."""
     if x.layout.strides[1] == 0:
         return x.view(x.layout.slice(1, 0, 1))
-    copy = _maker(b, x)
+    copy = maker(b, x, "elementwise")
     if copy is None or copy["expr"] != Arg(0):
         return x
     source, gathered = copy.inputs[0], copy.output
     repeats = source.layout.rank == 5 and source.layout.strides[2] == 0 and source.dtype is x.dtype
-    if not repeats or gathered.layout.reshape(x.shape) != x.layout or _changed_since(b, copy, source):
+    if not repeats or gathered.layout.reshape(x.shape) != x.layout or changed_since(b, copy, source):
         return x
     return source.view(source.layout.select(2, 0))
 
@@ -273,8 +305,8 @@ def _line(b: Builder, x: Tensor) -> _Line | None:
 
 def _made(b: Builder, x: Tensor) -> tuple[Expr, tuple[Tensor, ...]] | None:
     """The expression that x is, and its operands in the shape of x, which nobody has changed since."""
-    node = _maker(b, x)
-    if node is None or any(_changed_since(b, node, t) for t in node.inputs):
+    node = maker(b, x, "elementwise")
+    if node is None or any(changed_since(b, node, t) for t in node.inputs):
         return None
     expr = node["expr"]
     assert isinstance(expr, Arg | Call | Const)
@@ -311,24 +343,11 @@ def _known(b: Builder, x: Tensor) -> Array | None:
 def _known_memory(b: Builder, x: Tensor) -> Array | None:
     if x.storage.name in b.constants:
         return x.dtype.decode(b.constants[x.storage.name].reshape(-1))
-    made = _maker(b, x)
+    made = maker(b, x, "elementwise")
     if made is None or not made.output.layout.is_contiguous:
         return None
     ins = [values for i in made.inputs if (values := _known(b, i)) is not None]
     return elementwise.reference(made, ins)[0].reshape(-1) if len(ins) == len(made.inputs) else None
-
-
-def _maker(b: Builder, x: Tensor) -> Node | None:
-    """The elementwise operator that alone wrote the memory of x."""
-    makers = [n for n in b.nodes if any(t.storage == x.storage for t in n.outputs)]
-    alone = len(makers) == 1 and makers[0].op == "elementwise" and x.storage.kind is Kind.ARENA
-    return makers[0] if alone else None
-
-
-def _changed_since(b: Builder, node: Node, x: Tensor) -> bool:
-    """True when what `node` read of x is no longer there."""
-    later = b.nodes[b.nodes.index(node) + 1 :]
-    return any(t.storage == x.storage for n in later for t in n.outputs)
 
 
 CLAIMS = {"aten.scaled_dot_product_attention.default": _attention}

@@ -1,4 +1,7 @@
-"""One query position against a cache of keys and values, which takes in the position's own: the keys are shared out to splits."""
+"""One query position against a cache of keys and values, which takes in the position's own: the keys are shared out to splits.
+
+The cache lies together, or in pages of whole blocks of keys.
+"""
 
 from collections.abc import Sequence
 
@@ -31,13 +34,37 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
     Several sequences stand in a dimension of their own: of B the first of q, k, v, position, caches, cos and sin, and the
     second of parts [S, B, H, D] and lse [S, B, H, LINE].
+
+    With `pages` = N the caches are pools [P, KV, R, D] that sequences share, and a table [N], or [B, N], follows them: key t
+    is in row t % R of page table[t // R]. A number may count from the end; of a page outside of the pool the edge is read, and
+    nothing is written.
     """
+    if pages(node):
+        return _attended_in_pages(node, ins, ranges)
     if batch(node) == 1:
         return _attended(node, ins, ranges[1])
     tables = len(ins) - 2 * bool(node["rotary"])
     alone = [x if 6 <= i < tables or i == POSITION else x[0] for i, x in enumerate(ins)]  # a task is of one sequence
     parts, lse, keys, values = _attended(node, alone, ranges[2])
     return parts[:, None], lse[:, None], keys[None], values[None]
+
+
+def _attended_in_pages(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
+    """As of caches that are put together from the pages of the task's sequence."""
+    q, k, v, position, *pools, table = ins[:7]
+    count, size = pools[0].shape[0], pools[0].shape[2]
+    numbers = np.where(table < 0, table + count, table).reshape(-1)
+    inside = np.clip(numbers, 0, count - 1)
+    caches = [pool[inside].swapaxes(0, 1).reshape(1, pool.shape[1], -1, pool.shape[3]) for pool in pools]
+    caches = caches if batch(node) > 1 else [cache[0] for cache in caches]
+    parts, lse, *caches = reference(node.with_attrs(pages=0), (q, k, v, position, *caches, *ins[7:]), ranges)
+    page, row = divmod(int(position[0]), size)
+    if not (0 <= page < len(numbers) and 0 <= numbers[page] < count):
+        return parts, lse, *pools
+    written = [pool.copy() for pool in pools]
+    for pool, cache in zip(written, caches, strict=True):
+        pool[numbers[page], :, row] = cache[..., position[0], :]
+    return parts, lse, *written
 
 
 def _attended(node: Node, ins: Sequence[Array], range_: Range) -> tuple[Array, ...]:
@@ -91,20 +118,24 @@ def tile(node: Node, target: Target) -> Tiling:
     """A task for each sequence, each split and at most 8 heads that share keys. One of those writes the cache, where no
     other looks."""
     q, k, v, position, keys, values, *rest = node.inputs
+    tables, rest = (rest[:1], rest[1:]) if pages(node) else ([], rest)
     gains, angles = (rest[:2], rest[2:]) if epsilon(node) else ([], rest)
     tasks, count = k.shape[-2] * _shares(node), splits(node)
     several = [Split(0)] if batch(node) > 1 else []
     first = len(several)
     head, query, split = Split(first, share=_shares(node)), Split(first, each=q.shape[-2] // tasks), Split(first + 1)
-    room = keys.shape[-2]
-    share = min(1.0, (node.integer("window") or room) / room) / count
-    caches = [TileMap(cache, (*several, head, None, None), share) for cache in (keys, values)]
+    room = keys.shape[-2] * max(1, pages(node))
+    rows = keys.shape[-2] * keys.shape[0] if tables else room  # that the box of a task has
+    share = min(room, node.integer("window") or room) / rows / count
+    lines = (None, head, None, None) if tables else (*several, head, None, None)
+    caches = [TileMap(cache, lines, share) for cache in (keys, values)]
     imaps = [TileMap(q, (*several, query, None)), TileMap(k, (*several, head, None)), TileMap(v, (*several, head, None))]
-    imaps += [TileMap(position, tuple(several) or (None,)), *caches, *map(whole, gains)]
+    imaps += [TileMap(position, tuple(several) or (None,)), *caches]
+    imaps += [*(TileMap(table, (*several, None)) for table in tables), *map(whole, gains)]
     imaps += [TileMap(table, (*several, None)) for table in angles]
     parts, lse, *_ = node.outputs
     omaps = [TileMap(parts, (split, *several, query, None)), TileMap(lse, (split, *several, query, None))]
-    omaps += [TileMap(cache, (*several, head, None, None), 1 / room) for cache in (keys, values)]
+    omaps += [TileMap(cache, lines, 1 / rows) for cache in (keys, values)]
     grid = (*(Axis(batch(node), batch(node)) for _ in several), Axis(tasks, tasks), Axis(count, count))
     return Tiling(grid, tuple(imaps), tuple(omaps), pinned=True, apart=True)
 
@@ -127,7 +158,12 @@ def _shares(node: Node) -> int:
 
 def flops(node: Node) -> float:
     q, keys = node.inputs[0], node.inputs[4]
-    return 4.0 * q.layout.numel * keys.shape[-2]
+    return 4.0 * q.layout.numel * keys.shape[-2] * max(1, pages(node))
+
+
+def pages(node: Node) -> int:
+    """How many a sequence has, whose caches are in pages; 0 where they are not."""
+    return node.integer("pages")
 
 
 def splits(node: Node) -> int:
@@ -137,7 +173,7 @@ def splits(node: Node) -> int:
 
 def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     *_, heads, depth = node.inputs[0].shape
-    numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth)
+    numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth, pages(node), batch(node))
     return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
 
 

@@ -140,7 +140,24 @@ def _divide(b: Builder, x: Operand, y: Operand, rounding_mode: str | None = None
         tensors = [t for t in (x, y) if isinstance(t, Tensor)]
         args = tuple(Arg(tensors.index(t)) if isinstance(t, Tensor) else Const(t) for t in (x, y))
         return apply(b, Call("floor", (Call("div", args),)), tensors)
+    if rounding_mode == "floor":
+        return _by_a_number(b, "floor_div", x, y)
     raise UnsupportedError(f"division of {b.dtype} rounded by {rounding_mode!r}")
+
+
+def _floor_divide(b: Builder, x: Operand, y: Operand) -> Tensor:
+    return _divide(b, x, y, "floor")
+
+
+def _remainder(b: Builder, x: Operand, y: Operand) -> Tensor:
+    return _by_a_number(b, "mod", x, y)
+
+
+def _by_a_number(b: Builder, fn: str, x: Operand, y: Operand) -> Tensor:
+    """Of integers, by one that is known now: what a processor does when it divides by zero is nothing that torch does."""
+    if b.dtype not in (DType.I64, DType.I32) or isinstance(y, Tensor) or y == 0:
+        raise UnsupportedError(f"{fn} of {b.dtype} by anything but a number that is known and not zero")
+    return call(b, fn, x, y)
 
 
 def _pow(b: Builder, x: Operand, y: Operand) -> Tensor:
@@ -224,6 +241,8 @@ CLAIMS: dict[str, Callable[..., object]] = {
     "aten.rsub.Scalar": _rsub,
     **{f"aten.div.{kind}": _divide for kind in ("Tensor", "Scalar", "Tensor_mode", "Scalar_mode")},
     **{f"aten.pow.{kind}": _pow for kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
+    "aten.floor_divide.default": _floor_divide,
+    **{f"aten.remainder.{kind}": _remainder for kind in ("Scalar", "Tensor")},
     "aten.bitwise_not.default": _bitwise_not,
     "aten.gelu.default": _gelu,
     "aten.clamp.default": _clamp,

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from mkc.ir.dtype import DType
-from mkc.ir.expr import Arg, Call
+from mkc.ir.expr import Arg, Call, Const
 from mkc.ir.graph import Graph, Kind, Node, Tensor, scratch
 from mkc.ir.layout import Layout, contiguous
 from mkc.ir.target import Target
 from mkc.ops._streaming import MOST_ROWS, VECTOR
-from mkc.ops.attention import window
+from mkc.ops.attention import pages, window
 from mkc.ops.decode_attention import BLOCK, LINE, shares
 from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
@@ -46,12 +46,13 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Append:
-    """Where a cache [B, KV, T, D] takes in its rows."""
+    """Where a cache [B, KV, T, D], or a pool [P, KV, R, D], takes in its rows."""
 
     number: int
     position: Tensor
     source: Tensor
     cache: Tensor
+    read: tuple[tuple[Tensor, int], ...] = ()  # each tensor that said which pages, and the node that read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class _Chain:
     keys: _Rows
     values: Tensor
     caches: tuple[Tensor, Tensor]
+    table: tuple[Tensor, ...]  # [N], or [B, N], where they are pools of pages
     position: Tensor
     out: Tensor  # of the attention
     end: int  # the node that writes it
@@ -70,23 +72,27 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
     """All that leads to an attention of one position, when it is spelled as we know it."""
     node = uses.nodes[number]
     q, k, v, *rest = node.inputs
+    table, rest = (tuple(rest[:1]), rest[1:]) if pages(node) else ((), rest)
     end = _end(uses, number)
     if end is None or len(rest) != 1 + (node["parts"] != 1) or not _fits(q, k, v):
         return None
-    appends = [_append(uses, cache, rest[0], number) for cache in (k, v)]
-    if not all(appends):
+    found = [_append_to_pages(uses, c, table[0], rest[0], number) if table else _append(uses, c, rest[0], number) for c in (k, v)]
+    appends = [append for append in found if append]
+    if len(appends) < 2:
         return None
-    first, second = (a for a in appends if a)
+    first, second = appends
     queries, keys = _rows(uses, q, number, q.shape[0]), _rows(uses, first.source, first.number, q.shape[0])
-    values = _heads(second.source, v.shape[3], v.shape[0])
+    values = _heads(second.source, v.shape[3], q.shape[0])
     if queries is None or keys is None or values is None or not _agree(queries, keys):
         return None
     read = (*queries.read, *keys.read, (values, second.number), *((a.position, a.number) for a in (first, second)))
+    read = (*read, *first.read, *second.read)
     if not all(uses.are_still((tensor,), by, end) for tensor, by in read):
         return None
     absorbed = (*queries.absorbed, *keys.absorbed, first.number, second.number, number)
     out = uses.nodes[end].output
-    chain = _Chain(queries, keys, values, (first.cache, second.cache), first.position, out, end, absorbed)
+    lines = tuple(_table(t, q.shape[0]) for t in table)
+    chain = _Chain(queries, keys, values, (first.cache, second.cache), lines, first.position, out, end, absorbed)
     return chain if q.shape[0] == 1 or (window(node) == 0 and _may_go_together(uses, chain)) else None
 
 
@@ -118,21 +124,72 @@ def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return alike and fits and heads % groups == 0 and shares(heads, groups) > 0
 
 
-def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
-    """The node that writes one row a sequence into the cache, for this reader alone, where the reader's keys end."""
+def _only_writer(uses: Uses, cache: Tensor, reader: int, op: str) -> int | None:
+    """The node of this operator that alone writes a state, for this reader alone."""
     writers, readers = uses.writers[cache.storage], uses.readers[cache.storage]
     if cache.storage.kind is not Kind.STATE or len(writers) != 1 or {*readers} != {writers[0], reader}:
         return None
     (number,) = writers
-    node = uses.nodes[number]
-    if node.op != "append" or number > reader or node["dim"] != 2 or node["wraps"]:
+    return number if uses.nodes[number].op == op and number < reader else None
+
+
+def _append(uses: Uses, cache: Tensor, limit: Tensor, reader: int) -> _Append | None:
+    """The node that writes one row a sequence into the cache, for this reader alone, where the reader's keys end."""
+    number = _only_writer(uses, cache, reader, "append")
+    if number is None or uses.nodes[number]["dim"] != 2 or uses.nodes[number]["wraps"]:
         return None
-    index, source, whole = node.inputs
+    index, source, whole = uses.nodes[number].inputs
     position = _positions(index, cache.shape[0])
     if position is None or position != _positions(limit, cache.shape[0]) or not uses.are_still((position,), number, reader):
         return None
     plain = _is_whole(whole) and _is_whole(cache) and whole.shape == cache.shape
     return _Append(number, position, source, whole.view(contiguous(whole.shape))) if plain else None
+
+
+def _append_to_pages(uses: Uses, pool: Tensor, table: Tensor, limit: Tensor, reader: int) -> _Append | None:
+    """The same of a pool whose pages are whole blocks of keys, where the row is that of the position in the reader's table."""
+    number, (batch, _) = _only_writer(uses, pool, reader, "append_pages"), table.shape
+    if number is None or pool.shape[2] % BLOCK or table.storage.kind.is_written:
+        return None
+    page, row, source, whole = uses.nodes[number].inputs
+    lookup, rest = uses.maker(page, "gather"), _quotient(uses, row, "mod", pool.shape[2])
+    quotient = None if lookup is None else _quotient(uses, uses.nodes[lookup].inputs[1], "floor_div", pool.shape[2])
+    if lookup is None or rest is None or quotient is None or not _looks_up(uses.nodes[lookup], table, page):
+        return None
+    last = _positions(limit, batch)
+    positions = {_positions(uses.nodes[n].inputs[0], batch) for n in (rest, quotient)}
+    plain = _is_whole(whole) and _is_whole(pool) and whole.shape == pool.shape and _table(table, batch).layout.is_contiguous
+    if last is None or positions != {last} or not plain or not uses.are_still((last,), min(rest, quotient), reader):
+        return None
+    read = ((table, lookup), (last, rest), (last, quotient))
+    return _Append(number, last, source, whole.view(contiguous(whole.shape)), read)
+
+
+def _quotient(uses: Uses, tensor: Tensor, fn: str, by: int) -> int | None:
+    """The node that divides one tensor of integers by this number, and makes all of this one, in order."""
+    number = uses.maker(tensor, "elementwise")
+    if number is None or uses.nodes[number]["expr"] != Call(fn, (Arg(0), Const(by))):
+        return None
+    return number if _is_line(tensor) and tensor.layout.numel == uses.nodes[number].output.layout.numel else None
+
+
+def _looks_up(gather: Node, table: Tensor, found: Tensor) -> bool:
+    """One number of each row of the table, and nothing else is done to it."""
+    whole, index = gather.inputs[:2]
+    alike = whole.storage == table.storage and whole.layout.reshape(table.shape) == table.layout.reshape(table.shape)
+    each = index.shape == (table.shape[0], 1, 1) and _is_line(index) and _is_line(found) and found.layout.numel == table.shape[0]
+    return alike and each and gather["epilogue"] == Arg(0)
+
+
+def _is_line(tensor: Tensor) -> bool:
+    """Its elements are those of its storage from the first on."""
+    line = tensor.layout.reshape((tensor.layout.numel,))
+    return line is not None and line.offset == 0 and (tensor.layout.numel == 1 or line.strides == (1,))
+
+
+def _table(table: Tensor, batch: int) -> Tensor:
+    """[N] of one sequence, [B, N] of several."""
+    return table if batch > 1 else table.view(table.layout.squeeze(0))
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -295,23 +352,25 @@ def _takes(node: Node, out: Tensor, width: int) -> bool:
 
 def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     heads, depth = chain.queries.tensor.shape[-2:]
-    batch, groups, room, _ = chain.caches[0].shape
+    batch = chain.out.shape[0]
+    _, groups, room, _ = chain.caches[0].shape
+    room *= chain.table[0].shape[-1] if chain.table else 1
     several = (batch,) if batch > 1 else ()
     lines = batch * groups * shares(heads, groups)
     splits = max(1, min(target.choices.splits, -(-room // BLOCK), _busy(target, batch) // lines))
     name = chain.out.storage.name
     parts = scratch(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
     lse = scratch(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
-    caches = tuple(c if several else c.view(c.layout.squeeze(0)) for c in chain.caches)
+    caches = tuple(c if several or chain.table else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
     turned = chain.queries.angles[0].shape[-1] if chain.queries.angles else 0
     attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=splits)
-    attrs["window"] = window(node)
+    attrs |= dict(window=window(node), pages=pages(node))
     return Node(
         node.name.replace("attention", "decode_attention"),
         "decode_attention",
-        (*rows, *caches, *gains, *chain.queries.angles),
+        (*rows, *caches, *chain.table, *gains, *chain.queries.angles),
         (parts, lse, *caches),
         tuple(attrs.items()),
         node.path,

@@ -28,15 +28,15 @@ template <class V>
 constexpr int kEach = kIsPublished<V> ? 4 : 1;  // elements of what its pointer points at
 
 // Operands after the caches: the gains with Norm, cos and sin of the first `Turned` dims when there are some.
-template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, class Parts,
-          class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
-struct AnyAttention
-    : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale,
-             Splits, Window, Shares, Heads, Parts, Lse, Keys> {
+template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, int Pages, int Batch,
+          class Parts, class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
+struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Pages, Batch, Parts, Lse, Keys, Values,
+                                          Q, K, V, Rest...>,
+                             Scale, Splits, Window, Shares, Heads, Pages, Batch, Parts, Lse, Keys> {
   static_assert(AnyAttention::kBatch == 1 && Turned % 16 == 0 && Turned <= D, "a sequence, whose rows a few lanes hold");
   using Angle = typename LastElement<Rest...>::Type;
   static constexpr int kGroup = AnyAttention::Attend::kGroup, kPitch = AnyAttention::Attend::kPitch;
-  static constexpr int kNewKey = AnyAttention::Attend::kNewKey;
+  static constexpr int kNewKey = AnyAttention::Attend::kNewKey, kTables = AnyAttention::Attend::kTables;
 
   // the new rows, 8 elements to a thread: normalised, rotated, into shared memory, and into the cache
   template <class Page, class Where>
@@ -45,13 +45,14 @@ struct AnyAttention
     constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
     const uint32 thread = talk.thread(), column = thread % kLanes * 8, first_row = thread / kLanes;
     Angles cos{}, sin{};
-    if (column < Turned) cos.load(p[10 + 2 * Norm], column), sin.load(p[11 + 2 * Norm], column);
+    if (column < Turned) cos.load(p[kTables + 2 * Norm], column), sin.load(p[kTables + 1 + 2 * Norm], column);
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
       const bool of_q = pass * kRows + first_row < kGroup;
-      gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[of_q ? 10 : 11]) + column) : Quad{};
+      gains[pass] = column < D ? *reinterpret_cast<const Quad*>(static_cast<const bf16*>(p[kTables + !of_q]) + column) : Quad{};
     }
+    const long long found = where.looked_up(p);
     uint32 to[kPasses];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -71,8 +72,8 @@ struct AnyAttention
       const bool of_q = row < kGroup;
       store_shared(to[pass], of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
       store_shared(to[pass] + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
-      if (!of_q && where.owns_new())
-        *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + column) = made;
+      if (!of_q && where.owns_new() && found >= 0)
+        *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + column) = made;
     }
   }
 

@@ -5,7 +5,7 @@
 
 namespace mkc {
 
-// A cache [KV, T, D], or [B, KV, T, D] of B sequences, without gaps.
+// A cache [KV, T, D], or [B, KV, T, D] of B sequences, or a pool [P, KV, R, D] of pages, without gaps.
 template <class V>
 struct CacheOf;
 template <int Kv, int Room, int D, long long Head, long long Row>
@@ -23,11 +23,16 @@ struct CacheOf<View<bf16, Shape<Batch, Kv, Room, D>, Stride<Sequence, Head, Row,
 // Operands: parts, lse, the caches; q, k, v, position, and what `Rows` knows. A task is a sequence, where there are several, a
 // split and some heads of q, `Shares` such tasks to a head of keys: they are the rows of a tensor core's fragments. With a
 // Window only so many keys are seen, up to the position. `Rows::bring(talk, operands, where)` lays the new rows into shared
-// memory and appends them to the cache.
-template <class Rows, class Scale, int Splits, int Window, int Shares, int Heads, class Parts, class Lse, class Cache>
+// memory and appends them to the cache. Each of `Batch` sequences has so many `Pages`, of whole blocks; then a table follows the
+// caches: row t is row t % R of page table[sequence, t / R]. 0 where there are none.
+template <class Rows, class Scale, int Splits, int Window, int Shares, int Heads, int Pages, int Batch, class Parts, class Lse, class Cache>
 struct Attend {
   using Of = CacheOf<Cache>;
-  static constexpr int kBatch = Of::kBatch, KvHeads = Of::kHeads, Room = Of::kRoom, D = Of::kDepth;
+  static constexpr bool kPaged = Pages > 0;
+  static constexpr int kBatch = Batch, KvHeads = Of::kHeads, Room = Of::kRoom * (kPaged ? Pages : 1), D = Of::kDepth;
+  static constexpr int kPageRows = Of::kRoom, kPages = Of::kBatch;  // of a pool
+  static constexpr int kTables = 10 + kPaged;                       // where the operands of `Rows` begin
+  static_assert(kPaged ? kPageRows % kKeyBlock == 0 : Of::kBatch == Batch);
   static_assert(D % 16 == 0 && D <= 256, "rows that a few lanes hold");
   static constexpr int kGroup = Heads / KvHeads / Shares, kTile = kKeyTile, kBlock = kKeyBlock;
   static constexpr int kSixties = (D + 63) / 64, kFours = (kGroup + 3) / 4;  // of dims; of heads
@@ -48,7 +53,27 @@ struct Attend {
       cached = position < 0 ? 0 : position;
     }
     MKC_DEVICE int head() const { return part / Shares; }  // of the sequence's keys
-    MKC_DEVICE long long rows() const { return 1LL * (sequence * KvHeads + head()) * Room * D; }  // where the head's begin
+    MKC_DEVICE long long rows() const {  // where the head's begin, in a page where there are some
+      return 1LL * ((kPaged ? 0 : sequence * KvHeads) + head()) * kPageRows * D;
+    }
+    // Where a row is from there on, and with it the rest of its block. Of a page outside of the pool, in that at the edge.
+    MKC_DEVICE long long at(void* const* p, int row) const {
+      if constexpr (!kPaged) return 1LL * row * D;
+      const int64 page = page_of(p, row);
+      return ((page < 0 ? 0 : page < kPages ? page : kPages - 1) * (KvHeads * kPageRows) + row % kPageRows) * D;
+    }
+    // A number below zero counts from the end.
+    MKC_DEVICE int64 page_of(void* const* p, int row) const {
+      const int64 number = static_cast<const int64*>(p[10])[sequence * Pages + row / kPageRows];
+      return number < 0 ? number + kPages : number;
+    }
+    // Where the new row goes, of whoever owns it: looked up early where there are pages, and below zero where there is no such page.
+    MKC_DEVICE long long looked_up(void* const* p) const {
+      if (!kPaged || !owns_new()) return 0;
+      const int64 page = page_of(p, position);
+      return 0 <= page && page < kPages ? at(p, position) : -1;
+    }
+    MKC_DEVICE long long new_row(long long found) const { return rows() + (kPaged ? found : position * D); }
     MKC_DEVICE int first_of_q(int split) const { return (split * kBatch + sequence) * Heads + part * kGroup; }
     MKC_DEVICE int keys() const { return cached + appends; }
     MKC_DEVICE uint32 hidden() const { return Window > 0 && position >= Window ? position - Window + 1 : 0; }  // keys out of sight
@@ -78,12 +103,13 @@ struct Attend {
     const bool none = first >= where.cached;
     do {
       const int end = where.cached < first + kBlock ? where.cached : first + kBlock;
+      const long long moved = kPaged && !none ? where.at(p, first) - 1LL * first * D : 0;  // from where rows side by side would be
       MKC_NO_UNROLL
       for (int tensor = 0; tensor < 2; ++tensor) {
         int row = first;
         do {
           const int count = none ? 0 : end - row < kKeys ? end - row : kKeys;
-          if (!loader.issue(cache_of(p, where, tensor) + 1LL * row * D, count * D * 2)) return false;
+          if (!loader.issue(cache_of(p, where, tensor) + moved + 1LL * row * D, count * D * 2)) return false;
           if (none) return true;
         } while ((row += kKeys) < end);
       }
@@ -97,13 +123,16 @@ struct Attend {
     if constexpr (Ring<Page>::kHasKeys) return;
     const Where where(r, herald.position(position_of(p, r)));
     MKC_NO_UNROLL
-    for (int first = where.begin(); first < where.cached; first = where.then(first))
+    for (int first = where.begin(); first < where.cached; first = where.then(first)) {
+      const long long block = where.at(p, first);
       MKC_NO_UNROLL
       for (int i = herald.thread(); i < kBlock * kSixties; i += 32) {
-        const int row = first + i / kSixties, at = row * D + i % kSixties * 64;
-        if (row >= where.cached) break;
+        const int row = i / kSixties;
+        const long long at = block + row * D + i % kSixties * 64;
+        if (first + row >= where.cached) break;
         fetch_ahead(cache_of(p, where, false) + at), fetch_ahead(cache_of(p, where, true) + at);
       }
+    }
   }
 
   // ---- the compute part: the first keys and values come while q is still on its way
@@ -122,20 +151,21 @@ struct Attend {
     MKC_NO_UNROLL
     for (bool waited = false;; waited = true) {
       const int cached = where.cached - first, mine = first + at.warp * kTile;
+      const long long block = where.at(entry.operands, first);
       KeyTile<D> k;
       ValueTile<D> v[kAhead ? kSixties : 1];
       uint32 p[2] = {};
       tiles.begin(cached);
-      tiles.keys(keys + 1LL * first * D, cached, [&](const auto& tile) { k.load(tile, at.row, at.column); });
+      tiles.keys(keys + block, cached, [&](const auto& tile) { k.load(tile, at.row, at.column); });
       if constexpr (kAhead)
-        tiles.values(values + 1LL * first * D, cached, [&](const auto& tile) {
+        tiles.values(values + block, cached, [&](const auto& tile) {
           MKC_UNROLL
           for (int j = 0; j < kSixties; ++j) v[j].load(tile, j, at.row, at.column);
         });
       if (!waited) meet(kInputReady, kBothThreads);
       if (mine < where.keys()) weigh(c.input, where, at, mine, waited, k, found, p);
       if constexpr (!kAhead)
-        tiles.values(values + 1LL * first * D, cached, [&](const auto& tile) {
+        tiles.values(values + block, cached, [&](const auto& tile) {
           MKC_UNROLL
           for (int j = 0; j < kSixties; ++j) v[0].load(tile, j, at.row, at.column), v[0].add(found.out[j], p);
         });
@@ -236,6 +266,7 @@ struct Attend {
     }
     Rows::bring(talk, p, where);
     talk.input_is_ready();
+    if constexpr (kPaged) look_for_strangers(talk, p, where);
     if (where.owns_new()) show_to_copies();  // the loaders bring what was appended in later steps
     talk.await_sums();
     publish(talk, p, where);
@@ -243,6 +274,16 @@ struct Attend {
   }
 
  private:
+  // Pages outside of the pool, among those whose keys are seen.
+  template <class Page>
+  MKC_DEVICE static void look_for_strangers(const Talk<Page>& talk, void* const* p, const Where& where) {
+    constexpr int kStep = Splits * kBlock;
+    MKC_NO_UNROLL
+    for (int first = where.begin() + talk.thread() * kStep; first < where.keys(); first += kTalkThreads * kStep) {
+      const int64 page = where.page_of(p, first);
+      if (page < 0 || page >= kPages) [[unlikely]] talk.outside(page < 0 ? page - kPages : page, kPages);
+    }
+  }
   // what the compute warps found, weighed against each other
   template <class Page>
   MKC_DEVICE static void publish(Talk<Page>& talk, void* const* p, const Where& where) {

@@ -33,6 +33,8 @@ MKC_BINARY(add, a + b)
 MKC_BINARY(sub, a - b)
 MKC_BINARY(mul, a * b)
 MKC_BINARY(div, static_cast<float>(a) / static_cast<float>(b))
+MKC_BINARY(floor_div, a / b - (a % b != 0 && (a < 0) != (b < 0)))  // of integers; rounded down, as Python does
+MKC_BINARY(mod, a % b + (a % b != 0 && (a < 0) != (b < 0) ? b : B(0)))
 MKC_UNARY(neg, -a)
 MKC_UNARY(abs, a < A(0) ? -a : (a == A(0) ? A(0) : a))
 MKC_UNARY(square, a* a)

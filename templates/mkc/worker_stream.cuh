@@ -129,6 +129,9 @@ struct Talk : Polls<Page> {
   MKC_DEVICE void report(uint32 misfit) {
     if (misfit && !this->aborted) [[unlikely]] this->give_up(kMisfit), this->aborted = true;
   }
+  MKC_DEVICE void outside(int64 place, uint32 extent) const {
+    Fault{l.report, this->id, 0, worker.step, index}.outside(place, extent);
+  }
   // The sum of a value over the talking threads, in two halves: everyone gives its part, and the sum is there for all once
   // the sums of the compute warps are. Two places take turns, so that nobody overwrites what another has yet to read.
   MKC_DEVICE void add_up(float v) {

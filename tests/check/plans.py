@@ -108,7 +108,7 @@ def _language() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     return list(raise_sections(model, state, (), 2)), [state.tensors, state.tensors], (2, 3)
 
 
-def _streaming(batch: int = 1) -> tuple[list[Raised], list[Any], tuple[int, ...]]:
+def _streaming(batch: int = 1, page: int | None = None) -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     """Decoding alone, in bfloat16: what Hopper's workers stream."""
     transformers = import_module("transformers")
     config = transformers.Qwen3Config(
@@ -116,20 +116,22 @@ def _streaming(batch: int = 1) -> tuple[list[Raised], list[Any], tuple[int, ...]
         num_key_value_heads=1, head_dim=64, max_position_embeddings=256, tie_word_embeddings=True, eos_token_id=None,
     )  # fmt: skip
     model = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False).to(torch.bfloat16)
-    state = make_state(model, 192, 3, batch)
+    state = make_state(model, 192, 3, batch, page)
     for tensor in state.caches:
         tensor.copy_(torch.randn(tensor.shape))
     _, length, position, token, *_ = state.tensors
     length.fill_(63), token.fill_(7)
     position.copy_(62 - torch.arange(batch))  # the first sequence's third step begins a block of keys
+    if state.pages:
+        state.limit.fill_(192), state.table.copy_(torch.tensor(state.pages.share_out([192] * batch)))
     return [raise_sections(model, state, (), 3)[1]], [state.tensors], (3,)
 
 
 MODELS: dict[str, Callable[[], tuple[list[Raised], list[Any], tuple[int, ...]]]] = {
     "mlp": _mlp, "attention": _attention, "recurrence": _recurrence, "language": _language,
 }  # fmt: skip
-STREAMING = {"streaming": _streaming, "together": lambda: _streaming(2)}
-STREAMED = [*(f"streaming-static-{workers}" for workers in (2, 3, 6)), "together-static-3"]
+STREAMING = {"streaming": _streaming, "together": lambda: _streaming(2), "paged": lambda: _streaming(2, 128)}
+STREAMED = [*(f"streaming-static-{workers}" for workers in (2, 3, 6)), "together-static-3", "paged-static-3"]
 NAMES = [f"{model}-{policy}-{workers}" for model in MODELS for policy in ("static", "dynamic") for workers in (2, 3)]
 
 

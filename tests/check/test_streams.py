@@ -19,6 +19,7 @@ from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import UnsoundPlan
 from mkc.ir.check import check
 from mkc.ir.program import Program
+from mkc.ir.streams import check_streams
 from mkc.ir.target import Target
 from mkc.targets import cuda
 
@@ -30,9 +31,9 @@ def hopper(workers: int) -> Target:
 
 
 @cache
-def streamed(kind: str, workers: int, batch: int = 1) -> Compilation:
+def streamed(kind: str, workers: int, batch: int = 1, page: int | None = None) -> Compilation:
     with mock.patch("mkc.compiler.render"), mock.patch("mkc.compiler.check"):
-        return compile_graphs([decoding(MODELS[kind](), *[0] * batch)[1].graph], hopper(workers))
+        return compile_graphs([decoding(MODELS[kind](), *[0] * batch, page=page)[1].graph], hopper(workers))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,26 @@ def test_plans_of_several_sequences_are_accepted(kind: str, workers: int, batch:
     program = streamed(kind, workers, batch).program
     assert program.streams is not None
     check(program, hopper(workers))
+
+
+@pytest.mark.parametrize(("kind", "workers", "batch"), [("qwen3, deep", 132, 1), ("llama", 5, 3), ("gemma2", 16, 1)])
+def test_plans_of_sequences_in_pages_are_accepted(kind: str, workers: int, batch: int) -> None:
+    program = streamed(kind, workers, batch, 128).program
+    assert program.streams is not None
+    check(program, hopper(workers))
+
+
+def test_a_table_that_changes_is_refused_where_keys_come_ahead_of_their_task() -> None:
+    program = streamed("qwen3", 5, 3, 128).program
+    (meaning,) = program.meanings
+    parts = list(meaning.parts)
+    (table,) = {m for part in parts if part.streamed for m in part.tiling.imaps if m.tensor.shape == (3, 2)}
+    at = next(i for i, part in enumerate(parts) if not part.streamed)
+    parts[at] = replace(parts[at], tiling=replace(parts[at].tiling, omaps=(*parts[at].tiling.omaps, table)))
+    message = said(replace(program, meanings=(replace(meaning, parts=tuple(parts)),)), 5)
+    assert message  # whoever notices first
+    with pytest.raises(UnsoundPlan, match="writes the table by which keys of"):
+        check_streams(replace(program, meanings=(replace(meaning, parts=tuple(parts)),)), hopper(5))
 
 
 @pytest.mark.parametrize("name", STREAMED)

@@ -17,11 +17,13 @@ from laws.test_stream import (
     decoding,
     plain,
     reading,
+    side_by_side,
     steps_for,
     tiny,
     told,
 )
 
+import mkc
 from mkc.frontend.executable import Executable
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
 from mkc.passes.stream import stream
@@ -45,13 +47,13 @@ def assert_as_interpreted(
     choices: Choices = UNCHOSEN,
     arch: str = "sm_90a",
     tuning: Tuning = UNTUNED,
+    page: int | None = None,
 ) -> None:
     """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow. Rows
     that a cache does not have are not numbers."""
     expected, theirs = decoded(kind, workers, True, 3, *starts)
-    state, section = decoding(MODELS[kind](), *starts)
-    poisoned = [cache.view(len(starts), -1, *cache.shape[-2:]) for cache in state.caches]
-    for cache in poisoned:
+    state, section = decoding(MODELS[kind](), *starts, page=page)
+    for cache in () if page else state.caches:
         for row, start in enumerate(starts):
             cache[row, :, start:] = torch.nan
     target = replace(cuda.target(arch=arch, workers=workers), choices=choices)
@@ -60,9 +62,9 @@ def assert_as_interpreted(
     for steps in (1, 2):
         executable(list(state.tensors), steps=[steps])
     assert told(state, 3, starts) == expected
-    for mine, other in zip(poisoned, theirs, strict=True):
+    for mine, other in zip(side_by_side(state), theirs, strict=True):
         for row, start in enumerate(starts):
-            known = (x[row, :, : start + 3].double() for x in (mine, other.view(mine.shape)))
+            known = (x[row, :, : start + 3].double() for x in (mine, other))
             torch.testing.assert_close(*known, rtol=2**-6, atol=2**-5)
 
 
@@ -154,6 +156,38 @@ def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int,
 )
 def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, starts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [
+        ("qwen3", 2, (128,)),
+        ("gemma2", 5, (127,)),  # any heads, a window
+        ("qwen3", 12, (0, 129)),
+        ("llama", 3, (63, 1, 2, 64, 127, 128, 3, 184)),
+        pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow),
+        pytest.param("qwen2", 3, (127,), marks=pytest.mark.slow),  # several tasks share keys
+    ],
+)
+def test_keys_in_pages(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:
+    assert_as_interpreted(kind, workers, starts, tmp_path, page=128)
+
+
+@pytest.mark.parametrize("bad", [9, -10, 2**40, -(2**63)])
+def test_a_page_outside_of_the_pool_is_reported_and_nothing_is_written(bad: int, tmp_path: Path) -> None:
+    state, section = decoding(MODELS["qwen3"](), 62, 129, page=128)
+    state.table[0, 0] = bad
+    for cache in state.caches:
+        cache.nan_to_num_()
+    before = [cache.clone() for cache in state.caches]
+    theirs = state.table[1].tolist()
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=3), torch.device("cpu"))
+    executable.kernel = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    with pytest.raises(mkc.OutOfRangeError, match=f"index {bad} is outside of a dimension of {len(before[0])}"):
+        executable(list(state.tensors), steps=[1])
+    for old, cache in zip(before, state.caches, strict=True):
+        changed = (old != cache).flatten(1).any(1).nonzero().flatten().tolist()
+        assert changed == [theirs[1]]  # the other sequence's
 
 
 @pytest.mark.parametrize(

@@ -78,39 +78,70 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def decoding(model: Any, *starts: int) -> tuple[State, Raised]:
+def decoding(model: Any, *starts: int, page: int | None = None) -> tuple[State, Raised]:
     """A state in the middle of a text, or of several, its caches full of anything, and the decoding section."""
+    state = middle_in_pages(model, page, *starts) if page else middle(model, *starts)
+    return state, raise_sections(model, state, (), 4)[1]
+
+
+def middle(model: Any, *starts: int) -> State:
     state = make_state(model, ROOM, 4, max(1, len(starts)))
     for i, tensor in enumerate(state.caches):
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i)))
     _, length, position, token, *_ = state.tensors
     position.copy_(torch.tensor(starts or (0,)))
     length.copy_(position + 1), token.copy_(7 + torch.arange(state.batch).unsqueeze(1))
-    return state, raise_sections(model, state, (), 4)[1]
+    return state
+
+
+def middle_in_pages(model: Any, page: int, *starts: int) -> State:
+    """The same in shuffled pages. What is in none of them, or behind the position, is not a number."""
+    apart, state = middle(model, *starts), make_state(model, ROOM, 4, len(starts), page)
+    assert state.pages is not None
+    Random(len(starts)).shuffle(state.pages.free)
+    for mine, theirs in zip(state.tensors[:4], apart.tensors[:4], strict=True):
+        mine.copy_(theirs)
+    rooms = [min(start + 8, ROOM) for start in starts]
+    state.limit.copy_(torch.tensor(rooms))
+    for row, pages in enumerate(state.pages.share_out(rooms)):
+        state.table[row, : len(pages)] = torch.tensor(pages)
+    for pool, known in zip(state.caches, apart.caches, strict=True):
+        pool.fill_(torch.nan)
+        for row, start in enumerate(starts):
+            for t in range(start):
+                pool[state.table[row, t // page], :, t % page] = known[row, :, t]
+    return state
+
+
+def side_by_side(state: State) -> list[torch.Tensor]:
+    """Caches [B, H, T, D], whatever the state has."""
+    if not state.pages:
+        return list(state.caches)
+    return [pool[state.table].transpose(1, 2).flatten(2, 3)[:, :, :ROOM] for pool in state.caches]
 
 
 @cache
-def plain(kind: str, batch: int = 1) -> Graph:
-    return fuse(decoding(MODELS[kind](), *[0] * batch)[1].graph)
+def plain(kind: str, batch: int = 1, page: int | None = None) -> Graph:
+    return fuse(decoding(MODELS[kind](), *[0] * batch, page=page)[1].graph)
 
 
-def streamed(kind: str, workers: int = 132, batch: int = 1) -> Graph:
-    return stream(plain(kind, batch), machine(workers, streams=True))
+def streamed(kind: str, workers: int = 132, batch: int = 1, page: int | None = None) -> Graph:
+    return stream(plain(kind, batch, page), machine(workers, streams=True))
 
 
 # ---- the same numbers
 
 
 def decoded(
-    kind: str, workers: int, streams: bool, steps: int, *starts: int, choices: Choices = UNCHOSEN
+    kind: str, workers: int, streams: bool, steps: int, *starts: int, choices: Choices = UNCHOSEN, page: int | None = None
 ) -> tuple[list[list[int]], list[torch.Tensor]]:
     """Some tokens of each sequence, and the caches after them."""
-    state, section = decoding(MODELS[kind](), *starts)
+    state, section = decoding(MODELS[kind](), *starts, page=page)
     target = replace(machine(workers, streams=streams), choices=choices)
     with mock.patch("mkc.compiler.render"):  # the interpreter needs no page
         run = interpreted([section], target, order=Random(workers))
     run(list(state.tensors), steps=[steps])
-    return told(state, steps, starts), [c.double() for c in state.caches]
+    return told(state, steps, starts), [c.double() for c in side_by_side(state)]
 
 
 def told(state: State, steps: int, starts: Sequence[int]) -> list[list[int]]:
@@ -162,6 +193,32 @@ def assert_as_near_to_float64(kind: str, workers: int, *starts: int, choices: Ch
 )
 def test_several_sequences_at_positions_of_their_own_are_as_near(kind: str, workers: int, starts: tuple[int, ...]) -> None:
     assert_as_near_to_float64(kind, workers, *starts)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "workers", "starts"),
+    [("qwen3", 5, (62,)), ("qwen3, deep", 132, (5, 129)), ("llama", 16, (63, 1, 2, 64, 127, 128, 3, 184)), ("gemma2", 5, (130,))],
+)
+def test_pages_change_nothing(kind: str, workers: int, starts: tuple[int, ...], streams: bool) -> None:
+    """Of what is known of the caches, either; pages that no sequence has are not numbers."""
+    expected, theirs = decoded(kind, workers, streams, 3, *starts)
+    tokens, mine = decoded(kind, workers, streams, 3, *starts, page=128)
+    assert tokens == expected
+    for one, other in zip(mine, theirs, strict=True):
+        for row, start in enumerate(starts):
+            torch.testing.assert_close(one[row, :, : start + 3], other[row, :, : start + 3], rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(("page", "streams"), [(128, True), (256, True), (64, False), (100, False)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pages_of_whole_blocks_of_keys_are_streamed(page: int, streams: bool, batch: int) -> None:
+    found = [Counter(node.op for node in streamed("qwen3", batch=batch, page=n).nodes) for n in (page, None)]
+    found[0].subtract(found[1])
+    left = {op: count for op, count in found[0].items() if count and op != "reduce"}  # with which a batch counts who has room
+    around = {"elementwise": 2, "gather": 1, "append_pages": 2, "attention": 1, "decode_attention": -1}  # quotients; the lookup
+    assert left.items() >= ({} if streams else around).items()
+    assert streams == ("append_pages" not in left and "attention" not in left and left.get("gather", 0) == 0)
 
 
 def test_rows_that_do_not_fit_in_shared_memory_come_in_chunks() -> None:

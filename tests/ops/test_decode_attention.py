@@ -41,7 +41,7 @@ def graph(values: Values, splits: int, normed: bool, turned: bool, **more: Any) 
     parts = b.input("parts", (splits, *values["q"].shape), DType.BF16, Kind.STATE)
     lse = b.input("lse", (splits, *values["q"].shape[:-1], LINE), DType.F32, Kind.STATE)
     outputs = (parts, lse, inputs["keys"], inputs["values"])
-    attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, offset=0.0, splits=splits, window=0) | more
+    attrs: dict[str, Any] = dict(scale=0.25, eps=EPS if normed else 0.0, offset=0.0, splits=splits, window=0, pages=0) | more
     attrs["rotary"] = len(values["cos"]) if turned else 0
     b.append("decode_attention", tuple(inputs.values()), outputs, **attrs)
     return b.finish(())

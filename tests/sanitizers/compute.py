@@ -18,11 +18,14 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TESTS = {
     "append": ["rows_are_written_where_the_cache_lies", "heads_of_a_long_prompt"],
+    "append_pages": ["a_pool_whose_old_rows"],
     "argmax": ["long_rows_are_searched"],
     "attention": ["heads_share_keys", "many_keys_are_shared_out", "read_up_to_the_last_key"],
+    "division": ["integers_are_divided"],
     "gather": ["embedding_takes_in", "an_index_outside"],
     "layer_norm": ["takes_several_dimensions"],
     "matmul": ["takes_in_the_elementwise"],
+    "paged_attention": ["pages_are_read_where_they_lie"],
     "reduce": ["long_sums", "variance_takes"],
     "rms_norm": ["takes_several_dimensions"],
     "rotary": ["a_part_of_each_row"],

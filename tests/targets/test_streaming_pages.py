@@ -157,11 +157,34 @@ def test_the_form_of_another_gpu_runs_here(kind: str, arch: str) -> None:
     deep: Any = dict(head_dim=128, num_attention_heads=8) if kind == "Qwen3" else {}
     model = tiny(kind, hidden_size=512, intermediate_size=1536, num_hidden_layers=3, **deep).to("cuda")
     lm = mkc.CausalLM(model, max_length=160, target=there)
+    paged = mkc.CausalLM(model, max_length=160, target=there, page=128)
     assert lm.compilation.program.streams is not None
     prompt = list(range(5, 75))
     assert grade_answer(lm, prompt, 64).passed
     tokens = lm.generate_ids(prompt, 64)
+    assert paged.compilation.program.streams is not None
+    assert paged.generate_ids(prompt, 64) == tokens
     caches = [cache.view(torch.uint8).clone() for cache in lm.state.caches]
     for _ in range(20):
         assert lm.generate_ids(prompt, 64) == tokens
         assert all(torch.equal(a, b.view(torch.uint8)) for a, b in zip(caches, lm.state.caches, strict=True))
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "Mistral"])
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_sequences_in_shuffled_pages_are_answered_bit_for_bit_as_side_by_side(kind: str, batch: int) -> None:
+    """Long and short prompts; pages that no sequence has are not numbers, before and after (MKC_POISON)."""
+    deep: Any = dict(head_dim=128, num_attention_heads=8) if kind == "Qwen3" else {}
+    model = tiny(kind, hidden_size=512, intermediate_size=1536, num_hidden_layers=3, max_position_embeddings=1024, **deep).to("cuda")
+    lms = [mkc.CausalLM(model, batch=batch, max_length=900, prompt_steps=256, page=page) for page in (None, 128, 256)]
+    prompts = [[(7 * row + 3 * i) % 96 for i in range((1, 70, 127, 128, 200, 640)[row % 6])] for row in range(batch)]
+    for asked in (prompts, prompts[: batch // 2 + 1], [prompt[:150] for prompt in prompts]):
+        expected = lms[0].generate_ids(asked, 140)
+        for lm in lms[1:]:
+            assert lm.compilation.program.streams is not None
+            assert lm.state.pages is not None
+            Random(batch).shuffle(lm.state.pages.free)
+            assert lm.generate_ids(asked, 140) == expected
+            others = sorted({*range(lm.state.pages.count + 1)} - {*lm.state.table.flatten().tolist()})
+            assert all(cache[others].isnan().all() for cache in lm.state.caches)

@@ -1,9 +1,10 @@
 // out = softmax(scale q kT + mask) v: a few rows at a time meet the keys in blocks, and keep a running softmax.
-// What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees, and then perhaps
+// Keys and values are rows of a cache, or of pages that a table names. What limits a row is nothing, a mask (boolean, or added to the scores), or the last key that it sees, and then perhaps
 // a window: how many keys up to that one. With several parts, each takes every so manyth chunk of keys and leaves its sums, maximum and total for attention_merge.
 #pragma once
 
 #include <mkc/expr.cuh>
+#include <mkc/fault.cuh>
 #include <mkc/view.cuh>
 
 namespace mkc::ops {
@@ -23,12 +24,42 @@ inline constexpr int first_rank = 0;
 template <class First, class... Others>
 inline constexpr int first_rank<First, Others...> = First::kRank;
 
+// Where a key is, and its value: a row of a page, in which so many rows are keys. There may be no such row.
+struct Place {
+  int64 page;
+  int row, rows;
+  MKC_DEVICE Place behind(int keys) const { return {page, row + keys, rows}; }
+};
+template <class K>
+struct InRows {  // a sequence's own
+  static constexpr bool kPaged = false;
+  static constexpr int kKeys = K::extent(2), kSize = kKeys;
+  MKC_DEVICE InRows(void* const*, const Fault&) {}
+  MKC_DEVICE Place operator()(int, int key, int end) const { return {0, key, end}; }
+};
+// Of K's pages as many to a sequence as a row of the table has. A number below zero counts from the end; one outside of the pool
+// is reported and moved to its edge.
+template <class K, class Table>
+struct InPages {
+  static constexpr bool kPaged = true;
+  static constexpr int kPages = K::extent(0), kSize = K::extent(2), kKeys = Table::extent(1) * kSize;
+  Table table;
+  const Fault& fault;
+  MKC_DEVICE InPages(void* const* p, const Fault& fault) : table(p[0]), fault(fault) {}
+  MKC_DEVICE Place operator()(int batch, int key, int end) const {
+    if (key >= end) return {};
+    const int64 number = table(batch, key / kSize), page = number < 0 ? number + kPages : number;
+    if (page < 0 || page >= kPages) [[unlikely]] fault.outside(number, kPages);
+    return {page < 0 ? 0 : page < kPages ? page : kPages - 1, key % kSize, key % kSize + (end - key)};
+  }
+};
+
 // kRun elements are loaded at once. Rest: the limit if there is one, then the numbers of the parts if there are many.
-template <int kRun, class Scale, int kParts, int kChunk, int kWindow, class Out, class Q, class K, class V, class... Rest>
+template <int kRun, class Scale, int kParts, int kChunk, int kWindow, class Places, class Out, class Q, class K, class V, class... Rest>
 struct AttentionBy {
   using T = typename K::Element;
   static constexpr int kHeads = Q::extent(1), kGroup = kHeads / K::extent(1);
-  static constexpr int kDepth = Q::extent(3), kWidth = V::extent(3), kKeys = K::extent(2);
+  static constexpr int kDepth = Q::extent(3), kWidth = V::extent(3), kKeys = Places::kKeys;
   static constexpr bool kAcrossHeads = Q::extent(2) == 1;  // the rows that share keys are heads, else positions
   static constexpr int kLine = kAcrossHeads ? kGroup : Q::extent(2);
   static constexpr int kRows = kLine < 4 ? kLine : 4;
@@ -44,6 +75,8 @@ struct AttentionBy {
   static constexpr int kBlocks = kBlock < kChunk ? kChunk / kBlock : 1;  // of a chunk
   static constexpr bool kLimited = sizeof...(Rest) > (kParts > 1), kMasked = kLimited && first_rank<Rest...> == 4;
   static constexpr bool kHides = kMasked || kWindow > 0;  // keys among those that are looked at
+  // Whether a block of keys is in one page: it is looked up once.
+  static constexpr bool kTogether = !Places::kPaged || (Places::kSize % kBlock == 0 && !kMasked && (kParts > 1 || kWindow == 0));
   static constexpr int kEntry = kWidth + 2;  // floats of a row's softmax in scratch memory
   static constexpr int kEntries = kScratchFloats / kMaxTeams / kEntry;  // of each team
   static_assert(kEntries > 0, "the values of a head are too wide for scratch memory");
@@ -65,11 +98,12 @@ struct AttentionBy {
   Q q;
   K k;
   V v;
+  Places places;
   Each<Rest...> rest;
 
   // Teams take rows of their own when there are enough, else they share out the keys.
-  MKC_DEVICE static void run(void* const* p, const Range* r) {
-    const AttentionBy op{Out(p[0]), Q(p[1]), K(p[2]), V(p[3]), Each<Rest...>(p + 4)};
+  MKC_DEVICE static void run(void* const* p, const Range* r, const Fault& fault) {
+    const AttentionBy op{Out(p[0]), Q(p[1]), K(p[2]), V(p[3]), Places(p + 4, fault), Each<Rest...>(p + 4 + Places::kPaged)};
     const int lines = (r[0].end - r[0].begin) * (kAcrossHeads ? 1 : r[1].end - r[1].begin);
     const int length = kAcrossHeads ? r[1].end - r[1].begin : r[2].end - r[2].begin;
     const bool share = lines * ((length + kRows - 1) / kRows) < teams();
@@ -118,9 +152,9 @@ struct AttentionBy {
   template <int M>
   MKC_DEVICE void pass(const Rows& rows, const float (&query)[M][KeyStrip::kHeld], Range keys, int part, bool share,
                        Softmax<M>& state) const {
-    const int kv_head = rows.head / kGroup;
-    const T* const key = &k(rows.batch, kv_head, 0, 0);
-    const T* const value = &v(rows.batch, kv_head, 0, 0);
+    const int kv_head = rows.head / kGroup, of = Places::kPaged ? 0 : rows.batch;
+    const T* const key = &k(of, kv_head, 0, 0);
+    const T* const value = &v(of, kv_head, 0, 0);
     const int chunks = keys.begin / kChunk;  // that nobody needs
     const int first = kParts > 1 && chunks > part ? (chunks - part + kParts - 1) / kParts * kBlocks : 0;
     for (int block = first + (share ? team() : 0);; block += share ? teams() : 1) {
@@ -148,12 +182,14 @@ struct AttentionBy {
       any |= wanted[j];
     });
     if (kHides && !team_any(any)) return;
+    const Place block = places(rows.batch, keys.begin, keys.end);
     KeyStrip key_strip[kDeep];
     ValueStrip value_strip[kDeep];
     KeyStrip::ahead([&](int j) {
       const int at = !kHides || wanted[j] ? keys.begin + j * kSlots + KeyStrip::slot() : keys.end;
-      key_strip[j].read(key, K::step(2), at, keys.end);
-      value_strip[j].read(value, V::step(2), at, keys.end);
+      const Place place = kTogether ? block.behind(at - keys.begin) : places(rows.batch, at, keys.end);
+      key_strip[j].read(key + place.page * K::step(0), K::step(2), place.row, place.rows);
+      value_strip[j].read(value + place.page * V::step(0), V::step(2), place.row, place.rows);
     });
     float scores[M][kDeep];
     KeyStrip::template dots<M>(query, key_strip, scores);
@@ -336,21 +372,37 @@ struct AttentionBy {
   }
 };
 
-template <class Scale, int kParts, int kChunk, int kWindow, class Out, class Q, class K, class V, class... Rest>
+// What follows V: a table where a sequence has so many pages, 0 where it has rows of its own.
+template <int kPages, template <class...> class By, class Out, class Q, class K, class V, class... Rest>
+struct Placed {
+  using Type = By<InRows<K>, Out, Q, K, V, Rest...>;
+};
+template <int kPages, template <class...> class By, class Out, class Q, class K, class V, class Table, class... Rest>
+requires(kPages > 0)
+struct Placed<kPages, By, Out, Q, K, V, Table, Rest...> {
+  static_assert(Table::extent(1) == kPages);
+  using Type = By<InPages<K, Table>, Out, Q, K, V, Rest...>;
+};
+
+template <class Scale, int kParts, int kChunk, int kWindow, int kPages, class Out, class Q, class K, class V, class... Rest>
 struct Attention {
   using T = typename K::Element;
   static constexpr int kMost = kBytesAtOnce < sizeof(T) ? 1 : kBytesAtOnce / sizeof(T);
   static constexpr int kRun = common_divisor(kMost, K::extent(3), V::extent(3), Q::step(0), Q::step(1), Q::step(2),
                                              K::step(0), K::step(1), K::step(2), V::step(0), V::step(1), V::step(2));
-  template <int kAtOnce>
-  using By = AttentionBy<kAtOnce, Scale, kParts, kChunk, kWindow, Out, Q, K, V, Rest...>;
+  template <class... Of>
+  using Fast = AttentionBy<kRun, Scale, kParts, kChunk, kWindow, Of...>;
+  template <class... Of>
+  using Slow = AttentionBy<1, Scale, kParts, kChunk, kWindow, Of...>;
 
-  MKC_DEVICE static void run(void* const* p, const Range* r) {
+  MKC_DEVICE static void run(void* const* p, const Range* r, const Fault& fault) {
     const auto aligned = [=](int n) { return reinterpret_cast<uint64>(p[n]) % (kRun * sizeof(T)) == 0; };
-    if (kRun == 1 || (aligned(1) && aligned(2) && aligned(3))) By<kRun>::run(p, r);
-    else unaligned(p, r);
+    if (kRun == 1 || (aligned(1) && aligned(2) && aligned(3))) Placed<kPages, Fast, Out, Q, K, V, Rest...>::Type::run(p, r, fault);
+    else unaligned(p, r, fault);
   }
-  MKC_NOINLINE static void unaligned(void* const* p, const Range* r) { By<1>::run(p, r); }
+  MKC_NOINLINE static void unaligned(void* const* p, const Range* r, const Fault& fault) {
+    Placed<kPages, Slow, Out, Q, K, V, Rest...>::Type::run(p, r, fault);
+  }
 };
 
 }  // namespace mkc::ops

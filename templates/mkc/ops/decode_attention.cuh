@@ -18,13 +18,14 @@ constexpr int kApart<First, Second, More...> = kApart<Second, More...>;  // of t
 
 // For heads of 64 or 128 that are turned whole or not at all, and rows that are published one after the other.
 // Operands after the caches: the gains with Norm, cos and sin with Rotary.
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, class Parts, class Lse, class Keys,
+template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, int Pages, int Batch, class Parts, class Lse, class Keys,
           class Values, class Q, class K, class V, class... Rest>
-struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale,
-                               Splits, 0, 1, Heads, Parts, Lse, Keys> {
+struct SwiftAttention
+    : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale, Splits,
+             0, 1, Heads, Pages, Batch, Parts, Lse, Keys> {
   static_assert(D == 64 || D == 128, "rows that a few lanes hold");
   static constexpr int kGroup = SwiftAttention::Attend::kGroup, kPitch = SwiftAttention::Attend::kPitch;
-  static constexpr int kNewKey = SwiftAttention::Attend::kNewKey;
+  static constexpr int kNewKey = SwiftAttention::Attend::kNewKey, kTables = SwiftAttention::Attend::kTables;
 
   // The new rows: normalised, rotated, into shared memory, and into the cache. A lane holds four elements of each half of a
   // row, so that those which are rotated together are at hand.
@@ -37,12 +38,13 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
     MKC_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int at = half * (D / 2) + column;
-      if constexpr (Rotary) cos[half] = load_pair(static_cast<const bf16*>(p[10 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
-      if constexpr (Rotary) sin[half] = load_pair(static_cast<const bf16*>(p[11 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
+      if constexpr (Rotary) cos[half] = load_pair(static_cast<const bf16*>(p[kTables + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
+      if constexpr (Rotary) sin[half] = load_pair(static_cast<const bf16*>(p[kTables + 1 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
       MKC_UNROLL
       for (int pass = 0; pass < kPasses && Norm; ++pass)
-        gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? 10 : 11]) + at);
+        gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? kTables : kTables + 1]) + at);
     }
+    const long long found = where.looked_up(p);
     const uint64* from[kPasses];  // both halves are found, and laid down, from the first
     uint32 to[kPasses];
     MKC_UNROLL
@@ -79,8 +81,8 @@ struct SwiftAttention : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, 
         const Pair made = four(x[half]);
         const uint32 at = to[pass] + half * (row < kGroup ? place_of_pair(D / 2) : D);
         store_shared(at, made.x), store_shared(at + (row < kGroup ? 16 : 4), made.y);
-        if (row >= kGroup && where.owns_new())
-          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.rows() + where.position * D + half * (D / 2) + column) = made;
+        if (row >= kGroup && where.owns_new() && found >= 0)
+          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + half * (D / 2) + column) = made;
       }
     }
   }
@@ -133,12 +135,13 @@ constexpr bool kSame<Type, Type> = true;
 template <class Rows, int D>
 constexpr bool kFollow = kIsPublished<Rows> && kStep<Rows> == D;
 
-template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, class Parts,
-          class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
+template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, int Pages, int Batch,
+          class Parts, class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
 struct DecodeAttention
     : Either<(D == 64 || D == 128) && (Turned == 0 || Turned == D) && kSame<Offset, Const<0.0f>> && Window == 0 && Shares == 1 && kFollow<Q, D> &&
                  kFollow<K, D> && kFollow<V, D> && sizeof(typename LastElement<Rest...>::Type) == 2,
-             SwiftAttention<Scale, Eps, Norm, (Turned > 0), Splits, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>,
-             AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Parts, Lse, Keys, Values, Q, K, V, Rest...>>::Type {};
+             SwiftAttention<Scale, Eps, Norm, (Turned > 0), Splits, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>,
+             AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V,
+                          Rest...>>::Type {};
 
 }  // namespace mkc::ops
