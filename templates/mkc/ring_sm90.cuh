@@ -60,14 +60,11 @@ struct Ring {
     if (leader) barrier_arrive(empty());
     advance();
   }
-  // Slots that only other warps read need not be awaited. But before a warp lets go of one, all must have let go of what was
-  // there before it, or its arrival would count for theirs: the loader waits for the same.
+  // Slots that only other warps read are awaited all the same: a warp that ran a lap ahead would take what was there before for
+  // what it waits for, and its arrival would count for theirs.
   MKC_DEVICE void pass(int count) {
     MKC_NO_UNROLL
-    for (; count > 0; --count) {
-      if (leader) barrier_wait(empty(), parity ^ 1), barrier_arrive(empty());
-      advance();
-    }
+    for (; count > 0; --count) await(), release();
   }
 
  private:

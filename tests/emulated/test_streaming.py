@@ -33,6 +33,7 @@ from mkc.targets.kernel import UNTUNED, Tuning
 MODELS |= {
     "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
     "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8),
+    "short ring": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8, hidden_size=512, intermediate_size=1536),
     "gemma3, wide": lambda: tiny("Gemma3Text", hidden_size=1152, vocab_size=1000, layer_types=["full_attention"]),
     "gemma3, turns": lambda: tiny("Gemma3Text", hidden_size=2304, vocab_size=500, layer_types=["full_attention"]),
 }
@@ -138,6 +139,23 @@ def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices
 )
 def test_keys_come_through_the_ring(kind: str, workers: int, start: int, tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+@pytest.mark.parametrize("launches", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_short_ring_gives_the_same_whoever_is_held_up(launches: int, tmp_path: Path) -> None:
+    """Three slots, and four of them to each block of keys: every warp comes by the same slot again within a block."""
+    state, section = decoding(MODELS["short ring"](), 70)
+    executable = Executable([section], cuda.target(arch="sm_120a", workers=4), torch.device("cpu"))
+    streams = executable.compilation.program.streams
+    assert streams is not None and streams.ring_slots == 3
+    executable.kernel = Emulator(executable.compilation, tmp_path, Tuning(window=3))  # type: ignore[misc, assignment]
+    before, found = [tensor.clone() for tensor in state.tensors], []
+    for _ in range(launches):
+        for tensor, value in zip(state.tensors, before, strict=True):
+            tensor.copy_(value)
+        executable(list(state.tensors), steps=[3])
+        found.append([told(state, 3, [70]), *(cache.tolist() for cache in state.caches)])
+    assert all(other == found[0] for other in found)
 
 
 @pytest.mark.parametrize(("arch", "window"), [("sm_90a", 4), ("sm_120a", 3), ("sm_120a", 1)])  # which have rings of 12 and of 4
