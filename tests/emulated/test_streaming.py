@@ -77,8 +77,8 @@ def test_a_sequence(kind: str, workers: int, start: int, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
-        ("narrow", 1),
-        ("odd", 1),  # 18 turns of 8 tiles side by side, in three rounds
+        pytest.param("narrow", 1, marks=pytest.mark.slow),
+        pytest.param("odd", 1, marks=pytest.mark.slow),  # 18 turns of 8 tiles side by side, in three rounds
         ("odd, long", 1),  # 100 fragments of each
         ("odd, biased", 3),
         pytest.param("narrow", 5, marks=pytest.mark.slow),
@@ -98,8 +98,8 @@ def test_tiles_pass_side_by_side(kind: str, workers: int, tmp_path: Path) -> Non
     ("kind", "workers", "start"),
     [
         ("gemma3", 3, 62),  # all weights are held before the rows come
-        ("gemma3, wide", 2, 1),  # sums meet several times
-        ("glm4", 5, 0),
+        pytest.param("gemma3, wide", 2, 1, marks=pytest.mark.slow),  # sums meet several times
+        pytest.param("glm4", 5, 0, marks=pytest.mark.slow),
         pytest.param("gemma3, wide", 5, 62, marks=pytest.mark.slow),
         pytest.param("gemma3, turns", 3, 1, marks=pytest.mark.slow),  # batches of weights take turns
         pytest.param("gemma2", 1, 62, marks=pytest.mark.slow),  # layers hand on to each other
@@ -113,7 +113,7 @@ def test_a_residual_and_a_norm_meet_the_same_weights(kind: str, workers: int, st
     ("kind", "workers", "starts", "choices"),
     [
         ("qwen3", 2, [62], Choices(signalled=EDGES)),
-        ("gemma3", 2, [62], Choices(signalled=EDGES)),
+        pytest.param("gemma3", 2, [62], Choices(signalled=EDGES), marks=pytest.mark.slow),
         pytest.param("gemma3", 3, [62], Choices(signalled=("rows",)), marks=pytest.mark.slow),
         pytest.param("gemma3", 3, [62], Choices(signalled=("norms", "heads")), marks=pytest.mark.slow),
         ("olmo2", 3, [62], Choices(signalled=("norms", "heads"), splits=1)),
@@ -158,7 +158,10 @@ def test_a_short_ring_gives_the_same_whoever_is_held_up(launches: int, tmp_path:
     assert all(other == found[0] for other in found)
 
 
-@pytest.mark.parametrize(("arch", "window"), [("sm_90a", 4), ("sm_120a", 3), ("sm_120a", 1)])  # which have rings of 12 and of 4
+@pytest.mark.parametrize(
+    ("arch", "window"),
+    [("sm_120a", 3), *(pytest.param(*slow, marks=pytest.mark.slow) for slow in (("sm_90a", 4), ("sm_120a", 1)))],
+)  # which have rings of 4 and of 12
 def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int, tmp_path: Path) -> None:
     assert_as_interpreted("qwen3", 2, [62], tmp_path, arch=arch, tuning=Tuning(window=window, pace=20_000))
 
@@ -181,7 +184,7 @@ def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp
     [
         ("qwen3", 2, (128,)),
         ("gemma2", 5, (127,)),  # any heads, a window
-        ("qwen3", 12, (0, 129)),
+        pytest.param("qwen3", 12, (0, 129), marks=pytest.mark.slow),
         ("llama", 3, (63, 1, 2, 64, 127, 128, 3, 184)),
         pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow),
         pytest.param("qwen2", 3, (127,), marks=pytest.mark.slow),  # several tasks share keys
@@ -191,7 +194,7 @@ def test_keys_in_pages(kind: str, workers: int, starts: tuple[int, ...], tmp_pat
     assert_as_interpreted(kind, workers, starts, tmp_path, page=128)
 
 
-@pytest.mark.parametrize("bad", [9, -10, 2**40, -(2**63)])
+@pytest.mark.parametrize("bad", [9, *(pytest.param(bad, marks=pytest.mark.slow) for bad in (-10, 2**40)), -(2**63)])
 def test_a_page_outside_of_the_pool_is_reported_and_nothing_is_written(bad: int, tmp_path: Path) -> None:
     state, section = decoding(MODELS["qwen3"](), 62, 129, page=128)
     state.table[0, 0] = bad
