@@ -147,7 +147,8 @@ def test_a_short_ring_gives_the_same_whoever_is_held_up(launches: int, tmp_path:
     state, section = decoding(MODELS["short ring"](), 70)
     executable = Executable([section], cuda.target(arch="sm_120a", workers=4), torch.device("cpu"))
     streams = executable.compilation.program.streams
-    assert streams is not None and streams.ring_slots == 3
+    assert streams is not None
+    assert streams.ring_slots == 3
     executable.kernel = Emulator(executable.compilation, tmp_path, Tuning(window=3))  # type: ignore[misc, assignment]
     before, found = [tensor.clone() for tensor in state.tensors], []
     for _ in range(launches):
