@@ -10,6 +10,7 @@ from torch import nn
 
 from mkc.frontend.executable import Executable
 from mkc.ir.graph import Graph, Kind
+from mkc.ops._streaming import fragments
 from mkc.passes.fuse import fuse
 from mkc.passes.stream import stream
 
@@ -63,13 +64,13 @@ class Given(Choice):
         return torch.where(given < 2, found, given) + 3
 
 
-def streamed(model: nn.Module, workers: int = 5) -> Graph:
-    return stream(fuse(raised(model, row()).graph), machine(workers, streams=True))
+def streamed(model: nn.Module, workers: int = 5, depth: int = DEPTH) -> Graph:
+    return stream(fuse(raised(model, row(depth)).graph), machine(workers, streams=True))
 
 
-def row() -> torch.Tensor:
+def row(depth: int = DEPTH) -> torch.Tensor:
     """Ones, so that a product is the sum of its weights."""
-    return torch.ones(1, DEPTH, dtype=torch.bfloat16)
+    return torch.ones(1, depth, dtype=torch.bfloat16)
 
 
 def answer(model: nn.Module, workers: int, x: torch.Tensor, streams: bool = True) -> int:
@@ -153,12 +154,21 @@ def test_other_questions_need_the_row(kind: type[Choice]) -> None:
 
 @pytest.mark.parametrize(("n", "entries"), [(151936, 132), (128256, 132), (8, 1), (1064, 67)])
 def test_equal_shares_keep_the_longest_as_short_as_it_was(n: int, entries: int) -> None:
-    graph = streamed(Choice(torch.empty(n, DEPTH)), 132)
-    told, asked = graph.nodes
+    """Of a depth that all compute warps share."""
+    told, asked = streamed(Choice(torch.empty(n, 256)), 132, 256).nodes
     (entry,) = told.outputs
     assert (entry.shape, entry.storage.kind) == ((entries, 2), Kind.WORDS)
     assert asked.inputs == (entry,)
     assert told["best"] == 8 * -(-n // (8 * 132))
+
+
+@pytest.mark.parametrize("n", [151936, 128256, 8, 1064])
+def test_equal_shares_of_an_odd_depth_are_of_whole_turns(n: int) -> None:
+    """As many tiles pass side by side as are read in no more fragments of the longest share than one after another."""
+    told, _ = streamed(Choice(torch.empty(n, DEPTH)), 132).nodes
+    beside, tiles = told.integer("abreast"), -(-n // 8)
+    assert told["best"] == 8 * beside * -(-tiles // (beside * 132))
+    assert told.integer("best") // (8 * beside) * fragments(DEPTH, beside) <= -(-tiles // 132) * fragments(DEPTH, 1)
 
 
 def test_what_only_talks_has_no_place_among_the_streams() -> None:
