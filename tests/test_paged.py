@@ -45,8 +45,8 @@ def shuffled(model: Any, **options: Any) -> Any:
     ("kind", "changes"),
     [
         ("Qwen3", {"head_dim": 16}),
-        ("Llama", {"num_key_value_heads": 4}),
-        ("Qwen2", {"num_key_value_heads": 1}),
+        pytest.param("Llama", {"num_key_value_heads": 4}, marks=pytest.mark.slow),
+        pytest.param("Qwen2", {"num_key_value_heads": 1}, marks=pytest.mark.slow),
         ("Gemma3", {"head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
     ],
 )
@@ -66,7 +66,7 @@ def test_all_sequences_have_room_where_no_pool_is_asked_for() -> None:
     assert (lm.state.pages.count, len(lm.generate_ids([[1]] * 4, 40))) == (8, 4)
 
 
-@pytest.mark.parametrize("page", [1, 5, 16, 64])
+@pytest.mark.parametrize("page", [1, 64, *(pytest.param(page, marks=pytest.mark.slow) for page in (5, 16))])
 def test_one_sequence_may_have_pages_of_any_size(page: int) -> None:
     model = tiny("Qwen3")
     lm = shuffled(model, page=page)

@@ -126,7 +126,12 @@ def graphs_of(name: str) -> list[Graph]:
 
 @pytest.mark.parametrize(
     ("name", "arch"),
-    [(name, arch) for name in MADE for arch in cuda.ARCHITECTURES if "bfloat16" not in name or arch == "sm_90a"],
+    [
+        pytest.param(name, arch, marks=pytest.mark.slow if name == "pool of pages" and arch not in ("sm_80", "sm_90a", "sm_120a") else ())
+        for name in MADE
+        for arch in cuda.ARCHITECTURES
+        if "bfloat16" not in name or arch == "sm_90a"
+    ],
 )
 def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
     made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
