@@ -19,6 +19,10 @@ struct Polls {
 
   MKC_DEVICE Polls(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
 
+  MKC_DEVICE void pass_by() {  // nothing to do: only meet the other warps, who have found the same
+    meet(kInputReady, kBothThreads);
+    since += l.delay;
+  }
   MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
     const int32 delay = static_cast<int32>(l.delay * hops);
     while (static_cast<int32>(cycles() - since) < delay) {

@@ -68,10 +68,6 @@ struct Compute : Polls<Page> {
     arrive(kSumsReady, kBothThreads);
     this->since = cycles();
   }
-  MKC_DEVICE void pass_by() {  // nothing to do: only meet the talking warps, who have found the same
-    meet(kInputReady, kBothThreads);
-    this->since += this->l.delay;
-  }
 };
 
 // What a body's talking part knows.
@@ -122,10 +118,6 @@ struct Talk : Polls<Page> {
     ready = static_cast<uint64>(when.y) << 32 | when.x;
   }
   MKC_DEVICE void sums_are_taken() { arrive(kSumsTaken, kBothThreads); }
-  MKC_DEVICE void pass_by() {  // nothing to do: only meet the compute warps, who have found the same
-    meet(kInputReady, kBothThreads);
-    since += l.delay;
-  }
   MKC_DEVICE void report(uint32 misfit) {
     if (misfit && !this->aborted) [[unlikely]] this->give_up(kMisfit), this->aborted = true;
   }

@@ -5,14 +5,7 @@
 
 namespace mkc {
 
-MKC_DEVICE bool barrier_passed(uint32 b, uint32 parity) {
-  uint32 done;
-  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-               : "=r"(done)
-               : "r"(b), "r"(parity)
-               : "memory");
-  return done;
-}
+MKC_DEVICE bool barrier_passed(uint32 b, uint32 parity) { return barrier_tested(b, parity); }
 MKC_DEVICE void barrier_wait(uint32 b, uint32 parity) {
   while (!barrier_passed(b, parity)) {
   }

@@ -17,14 +17,6 @@ MKC_DEVICE bool barrier_passed(uint32 b, uint32 parity) {
                : "memory");
   return done;
 }
-MKC_DEVICE bool barrier_tested(uint32 b, uint32 parity) {
-  uint32 done;
-  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-               : "=r"(done)
-               : "r"(b), "r"(parity)
-               : "memory");
-  return done;
-}
 MKC_DEVICE void barrier_wait(uint32 b, uint32 parity) {
   asm volatile(
       "{\n.reg .pred p;\nL1_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra L2_%=;\nbra L1_%=;\nL2_%=:\n}" ::"r"(b),

@@ -70,6 +70,14 @@ MKC_DEVICE void arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" 
 // ---- barriers in shared memory; arch/sm80.cuh and arch/sm90.cuh wait at them
 MKC_DEVICE void barrier_init(uint32 b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count)); }
 MKC_DEVICE void barrier_arrive(uint32 b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
+MKC_DEVICE bool barrier_tested(uint32 b, uint32 parity) {  // a look, without waiting
+  uint32 done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done)
+               : "r"(b), "r"(parity)
+               : "memory");
+  return done;
+}
 
 // ---- copies
 MKC_DEVICE uint64 evict_first() {
