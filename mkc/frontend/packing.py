@@ -1,4 +1,4 @@
-"""Packs, weights -> packed memory. Parameters in the order in which workers multiply them; the map is in stream_linear.cuh."""
+"""Packs, weights -> packed memory. Parameters in the order in which workers multiply them; the map is in tiles.cuh."""
 
 from collections.abc import Callable
 

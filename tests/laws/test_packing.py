@@ -47,7 +47,7 @@ def laid(pack: Pack, values: dict[str, Array]) -> tuple[Any, torch.Tensor]:
 
 
 def multiplied(pack: Pack, memory: Array, x: Array) -> Array:
-    """What the compute warps make of it: `multiply_tiles` in stream_linear.cuh, and the tensor cores, in the words of numpy."""
+    """What the compute warps make of it: `multiply_tiles` in tiles.cuh, and the tensor cores, in the words of numpy."""
     sharers = WARPS // pack.abreast
     sums = []
     for _, tiles, offset in pack.shares:
