@@ -103,7 +103,7 @@ def test_a_gpu_without_bulk_copies_does_without() -> None:
 def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> None:
     """A batch that is neither whole tiles nor a whole share of one is refused by the header."""
     claims = [
-        f"static_assert(fits<mkc::ops::Passage<{tiles}, {count}, {beside}>, {beside}>);"
+        f"static_assert(fits<mkc::Passage<{tiles}, {count}, {beside}>, {beside}>);"
         for beside in ABREAST
         for count in sorted({fragments(depth, beside) for depth in range(32, 32768, 32)})
         for tiles in (1, 2, 9, 100)
