@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mkc.compiler import Compilation
 from mkc.errors import InputError
 from mkc.frontend.convert import Raised
-from mkc.frontend.decoding import make_state, raise_logits, raise_sections, refuse_unsupported
+from mkc.frontend.decoding import make_state, raise_decoding, raise_logits, raise_prompt, refuse_unsupported
 from mkc.frontend.executable import Executable
 from mkc.frontend.loading import load, outline
 from mkc.frontend.module import options, target_for
@@ -70,8 +70,8 @@ class CausalLM:
         self.stops = _stops(model)
         self.state = make_state(model, self.max_length, self.chunk, batch, page, pool)
         target = target_for(chosen, model.device)
-        self._sections = raise_sections(model, self.state, self.stops, self.chunk)
-        self._chosen = chosen, settled(self.graphs, target, chosen.policy)
+        self._step = raise_decoding(model, self.state, self.stops)
+        self._chosen = chosen, settled([self.graph], target, chosen.policy)
         self._decoder.build()
 
     @staticmethod
@@ -101,9 +101,9 @@ class CausalLM:
         return self._decoder.compilation
 
     @property
-    def graphs(self) -> tuple[Graph, ...]:
-        """What is computed, before any plan: reading a prompt, and a step of decoding."""
-        return tuple(section.graph for section in self._sections)
+    def graph(self) -> Graph:
+        """What a step of decoding computes, before any plan."""
+        return self._step.graph
 
     @property
     def target(self) -> Target:
@@ -131,15 +131,19 @@ class CausalLM:
         """The kernel of both sections; or of decoding alone, of a batch or when it streams: its ring serves nothing else."""
         options, target = self._chosen
         if target.streams and options.policy == "static":
-            alone = self._planned(self._sections[1:])
+            alone = self._planned([self._step])
             if alone.compilation.program.streams:
                 return alone
-        return self._planned(self._sections[self.batch > 1 :], streams=False)
+        return self._planned([self._step] if self.batch > 1 else [self._prompt, self._step], streams=False)
 
     @cached_property
     def _reader(self) -> Executable:
         """The kernel that reads prompts where they have no section in the decoder, made when the first long prompt comes."""
-        return self._planned(self._sections[:1], streams=False)
+        return self._planned([self._prompt], streams=False)
+
+    @cached_property
+    def _prompt(self) -> Raised:
+        return raise_prompt(self.model, self.state, self.stops, self.chunk)
 
     @property
     def batch(self) -> int:
@@ -253,7 +257,7 @@ class CausalLM:
     def _begin(self, prompts: Sequence[Ids], max_new_tokens: int) -> tuple[int, ...]:
         """Read long prompts where that is a kernel of its own; the steps of the decoder's sections."""
         chunks = [-(-len(ids) // self.chunk) for ids in prompts]
-        if len(self._decoder.raised) == len(self._sections):
+        if len(self._decoder.raised) > 1:
             return (*chunks, max_new_tokens - 1)
         longest = max(map(len, prompts))
         if longest <= self.prompt_steps:

@@ -12,10 +12,12 @@ from functools import wraps
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from mkc import compiler
 from mkc.bench import models
-from mkc.frontend.decoding import make_state, raise_sections
+from mkc.frontend.convert import Raised
+from mkc.frontend.decoding import State, make_state, raise_decoding, raise_prompt
 from mkc.ir.target import Target
 from mkc.targets import cpu, cuda
 
@@ -31,11 +33,15 @@ def planning(model: str, prompt: int | None, target: Target) -> tuple[dict[str, 
     made = models.make(model, "meta", "bfloat16")
     length = prompt or 128
     with torch.no_grad():
-        reading, decoding = _timed("trace", raise_sections, seconds)(made, make_state(made, length + 128, length), (), length)
-    graph = decoding.graph if prompt is None else reading.graph
+        state = make_state(made, length + 128, length)
+        raised = _timed("trace", _raised, seconds)(made, state, prompt)
     with _passes_timed(seconds):
-        planned = compiler.compile_graphs([graph], replace(target, streams=target.streams and prompt is None))
+        planned = compiler.compile_graphs([raised.graph], replace(target, streams=target.streams and prompt is None))
     return seconds, len(planned.program.tasks)
+
+
+def _raised(model: PreTrainedModel, state: State, prompt: int | None) -> Raised:
+    return raise_decoding(model, state, ()) if prompt is None else raise_prompt(model, state, (), prompt)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def tune(lm: CausalLM, workers: int | None, contexts: Sequence[int], steps: int,
         lm.replan(default)
     if shorter and pace:
         _kernel(lm).keep_tuning()
-    kept.keep(lm.graphs, replace(best, machine=machine), "static")
+    kept.keep([lm.graph], replace(best, machine=machine), "static")
     return Tuned(machine, asdict(costs), shorter, _us(before, steps), _us(after, steps), len(trials.taken), tuple(trials.refused))
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import fx
 
 from mkc.errors import UnsupportedError
+from mkc.frontend.functional import CHECKS
 from mkc.frontend.trace import Attribute, Traced, UserInput
 from mkc.ir.builder import Builder
 from mkc.ir.dtype import Array, DType
-from mkc.ir.graph import Graph, Kind, Tensor
+from mkc.ir.graph import Graph, Kind, Storage, Tensor
 from mkc.ops import claims
 
 _DTYPES: dict[torch.dtype, DType] = {getattr(torch, d.value): d for d in DType}
 _TORCH = {d: t for t, d in _DTYPES.items()}
-_IGNORED = ("aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten.sym_constrain_range.default")
 
 
 class UnsupportedNode(UnsupportedError):  # noqa: N818  (an error about a node)
@@ -69,7 +69,7 @@ def convert(traced: Traced, name: str = "graph", loops: bool = False, until: int
 
 def problem(node: fx.Node) -> str | None:
     """Why this call cannot be raised, as far as can be told without raising it."""
-    if node.target is operator.getitem or str(node.target) in _IGNORED:
+    if node.target is operator.getitem or str(node.target) in CHECKS:
         return None
     if str(node.target) not in claims():
         return f"no operator claims {_public_name(node)}"
@@ -102,6 +102,7 @@ class _Raiser:
         self.traced = traced
         self.builder = Builder(name)
         self.values: dict[fx.Node, Any] = {}
+        self.views: dict[Storage, list[fx.Node]] = {}  # who has a value in each memory
         self.sources: dict[str, UserInput | Attribute] = {}
         self.order = {node: i for i, node in enumerate(traced.module.graph.nodes)}
         self.last_seen = {node: max((self.order[u] for u in node.users), default=-1) for node in self.order}
@@ -113,6 +114,10 @@ class _Raiser:
             self._call(node)
         elif node.op == "get_attr":
             self._attribute(node)
+        value = self.values.get(node)
+        for tensor in value if isinstance(value, tuple) else (value,):
+            if isinstance(tensor, Tensor):
+                self.views.setdefault(tensor.storage, []).append(node)
 
     def _placeholder(self, node: fx.Node) -> None:
         source, value = self.traced.sources[node], node.meta.get("val")
@@ -144,7 +149,7 @@ class _Raiser:
         self.sources[name] = source
 
     def _call(self, node: fx.Node) -> None:
-        if str(node.target) in _IGNORED:
+        if str(node.target) in CHECKS:
             return
         if node.target is operator.getitem:
             source, index = node.args
@@ -177,9 +182,8 @@ class _Raiser:
         first = node.args[0] if node.args else None
         if not isinstance(first, fx.Node) or not isinstance(self.values.get(first), Tensor):
             return False
-        storage = self.values[first].storage
-        aliases = [n for n, v in self.values.items() if isinstance(v, Tensor) and v.storage == storage]
-        return all(self.last_seen[n] <= self.order[node] for n in aliases)
+        views = self.views[self.values[first].storage]
+        return all(self.last_seen[view] <= self.order[node] for view in views)
 
     def finish(self, loops: bool, until: int | None) -> Raised:
         self.builder.path = ""

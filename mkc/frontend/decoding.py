@@ -166,20 +166,27 @@ def _pages(size: int, pool: int | None, batch: int, rows: int) -> Pages:
     return Pages(size, count, batch, most)
 
 
-def raise_sections(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> tuple[Raised, Raised]:
-    """The prompt section of one sequence, `chunk` tokens a step, and the decoding section of all, one token a step until `done`."""
-    together, paged, device = state.batch > 1, state.pages is not None, model.device
-    ends = torch.tensor(sorted({*stops, NOBODY}), dtype=torch.int64, device=device)
-    prompt = trace(_Prompt(model, ends, chunk, paged).eval(), state.row(0), {})
-    step = _DecodeTogether(model, ends, paged) if together else _Decode(model, ends, paged)
-    decode = trace(step.eval(), state.tensors, {})
-    return convert(prompt, "prompt", loops=True), convert(decode, "decode", loops=True, until=DONE)
+def raise_prompt(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> Raised:
+    """The section that reads the prompt of one sequence, `chunk` tokens a step."""
+    step = _Prompt(model, _ends(model, stops), chunk, state.pages is not None)
+    return convert(trace(step.eval(), state.row(0), {}), "prompt", loops=True)
+
+
+def raise_decoding(model: PreTrainedModel, state: State, stops: Sequence[int]) -> Raised:
+    """The section that decodes, one token of all sequences a step until `done`."""
+    ends, paged = _ends(model, stops), state.pages is not None
+    step = _DecodeTogether(model, ends, paged) if state.batch > 1 else _Decode(model, ends, paged)
+    return convert(trace(step.eval(), state.tensors, {}), "decode", loops=True, until=DONE)
 
 
 def raise_logits(model: PreTrainedModel, state: State) -> Raised:
     """One token of the text a step, as in the decoding section, but giving logits [B, 1, vocabulary] and choosing nothing."""
-    ends = torch.tensor([NOBODY], dtype=torch.int64, device=model.device)
-    return convert(trace(_Logits(model, ends, state.pages is not None).eval(), state.tensors, {}), "logits")
+    step = _Logits(model, _ends(model, ()), state.pages is not None)
+    return convert(trace(step.eval(), state.tensors, {}), "logits")
+
+
+def _ends(model: PreTrainedModel, stops: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(sorted({*stops, NOBODY}), dtype=torch.int64, device=model.device)
 
 
 class _Layer(StaticLayer):  # type: ignore[misc]

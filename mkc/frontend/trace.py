@@ -2,7 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CellType
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_module
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
 from mkc.errors import ModelError
+from mkc.frontend.functional import functional
+from mkc.ops import claims
 
 Leaf = Any  # of an argument pytree: a tensor, a number, None
 TORCH = ("torch.nn.modules.",)
@@ -199,13 +202,33 @@ def _attribute(module: nn.Module, name: str) -> Attribute:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool) -> Traced:
     try:
-        program = torch.export.export(module, args, kwargs, strict=strict).run_decompositions({})
+        with _no_stack_traces():
+            program = torch.export.export(module, args, kwargs, strict=strict)
+        mutated = functional(program.graph, claims().keys())
+        if mutated is None:
+            program = program.run_decompositions({})
     except Exception as error:
         name = type(module).__name__ if not isinstance(module, _Function) else getattr(module._function, "__name__", "function")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"torch.export cannot trace {name}: {reason}; mkc needs a forward whose control flow does not depend on values"
         ) from error
+    return _described(program, mutated)
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Nobody reads where in the source each call was made, and finding out takes a seventh of a trace. Needs torch 2.13."""
+    before = getattr(fx.config, "do_not_emit_stack_traces", False)
+    fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
+
+
+def _described(program: torch.export.ExportedProgram, mutated: dict[fx.Node, fx.Node] | None) -> Traced:
+    """With what is mutated as it was found, or else as the program says."""
     graph_module = program.graph_module
     by_name = {node.name: node for node in graph_module.graph.nodes}
     tensors = {**program.state_dict, **program.constants}
@@ -220,19 +243,20 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], st
             assert spec.target is not None
             sources[node] = Attribute(spec.target, tensors[spec.target])
             holders[spec.target] = node
-    mutated, outputs = {}, []
-    for out in program.graph_signature.output_specs:
+    told, outputs = {}, []
+    results = graph_module.graph.output_node().args[0]
+    for out, result in zip(program.graph_signature.output_specs, results, strict=True):
         if out.kind is OutputKind.USER_OUTPUT:
-            outputs.append(out.arg.value if isinstance(out.arg, ConstantArgument) else by_name[out.arg.name])
+            outputs.append(result)
         elif out.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
             assert out.target is not None
-            mutated[holders[out.target]] = by_name[out.arg.name]
+            told[holders[out.target]] = by_name[out.arg.name]
         else:
             raise ModelError(f"an output of kind {out.kind.name} cannot be compiled; run the model for inference")
     spec = program.call_spec.out_spec
     assert spec is not None
     _drop_empty_parts(graph_module.graph)
-    return Traced(graph_module, sources, mutated, tuple(outputs), spec)
+    return Traced(graph_module, sources, told if mutated is None else mutated, tuple(outputs), spec)
 
 
 def _user_order(specs: Sequence[Any]) -> list[Any]:

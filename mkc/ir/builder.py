@@ -22,6 +22,7 @@ class Builder:
     def __init__(self, name: str = "graph") -> None:
         self.name = name
         self.nodes: list[Node] = []
+        self.writers: dict[Storage, list[Node]] = {}  # in program order
         self.constants: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
         self.path = ""
@@ -70,6 +71,8 @@ class Builder:
         """Append an operator that writes given tensors."""
         node = Node(f"{op}_{len(self.nodes)}", op, inputs, outputs, tuple(attrs.items()), self.path)
         self.nodes.append(node)
+        for storage in {tensor.storage for tensor in outputs}:
+            self.writers.setdefault(storage, []).append(node)
         return node
 
     def copy(self, source: Tensor, into: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mkc.compiler import Compilation
 from mkc.frontend.convert import Raised
-from mkc.frontend.decoding import make_state, raise_sections
+from mkc.frontend.decoding import make_state, raise_decoding, raise_prompt
 from mkc.frontend.executable import Executable
 from mkc.ir.target import Target
 
@@ -105,7 +105,7 @@ def _language() -> tuple[list[Raised], list[Any], tuple[int, ...]]:
     model = transformers.Qwen3ForCausalLM(config).eval().requires_grad_(False)
     state = make_state(model, 12, 2)
     state.prepare([[3, 9, 4]])
-    return list(raise_sections(model, state, (), 2)), [state.tensors, state.tensors], (2, 3)
+    return [raise_prompt(model, state, (), 2), raise_decoding(model, state, ())], [state.tensors, state.tensors], (2, 3)
 
 
 def _streaming(batch: int = 1, page: int | None = None) -> tuple[list[Raised], list[Any], tuple[int, ...]]:
@@ -124,7 +124,7 @@ def _streaming(batch: int = 1, page: int | None = None) -> tuple[list[Raised], l
     position.copy_(62 - torch.arange(batch))  # the first sequence's third step begins a block of keys
     if state.pages:
         state.limit.fill_(192), state.table.copy_(torch.tensor(state.pages.share_out([192] * batch)))
-    return [raise_sections(model, state, (), 3)[1]], [state.tensors], (3,)
+    return [raise_decoding(model, state, ())], [state.tensors], (3,)
 
 
 MODELS: dict[str, Callable[[], tuple[list[Raised], list[Any], tuple[int, ...]]]] = {

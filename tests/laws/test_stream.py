@@ -15,7 +15,7 @@ from torch import nn
 
 from mkc.compiler import lower
 from mkc.frontend.convert import Raised
-from mkc.frontend.decoding import State, _Decode, _DecodeTogether, make_state, raise_sections
+from mkc.frontend.decoding import State, _Decode, _DecodeTogether, make_state, raise_decoding
 from mkc.ir.builder import Builder
 from mkc.ir.choices import UNCHOSEN, Choices
 from mkc.ir.dtype import DType
@@ -81,7 +81,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 def decoding(model: Any, *starts: int, page: int | None = None) -> tuple[State, Raised]:
     """A state in the middle of a text, or of several, its caches full of anything, and the decoding section."""
     state = middle_in_pages(model, page, *starts) if page else middle(model, *starts)
-    return state, raise_sections(model, state, (), 4)[1]
+    return state, raise_decoding(model, state, ())
 
 
 def middle(model: Any, *starts: int) -> State:
@@ -235,7 +235,7 @@ def reading(kind: str, prompts: Sequence[Sequence[int]], *stops: int) -> tuple[S
     """A state in which nothing has been read, and the decoding section."""
     model = MODELS[kind]()
     state = make_state(model, ROOM, 4, len(prompts))
-    section = raise_sections(model, state, stops, 4)[1]
+    section = raise_decoding(model, state, stops)
     state.prepare(prompts)
     return state, section
 

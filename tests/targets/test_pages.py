@@ -18,7 +18,7 @@ import transformers
 import mkc
 from mkc.compiler import compile_graphs
 from mkc.explain import looked_at
-from mkc.frontend.decoding import make_state, raise_sections
+from mkc.frontend.decoding import make_state, raise_decoding
 from mkc.ir.graph import Graph
 from mkc.paths import TEMPLATES
 from mkc.targets import cpu, cuda
@@ -90,7 +90,7 @@ def decoding(kind: str, batch: int = 1, page: int | None = None, **changes: Any)
         )  # fmt: skip
         config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
         model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
-        return [raise_sections(model, make_state(model, 64, 4, batch, page), (), 4)[1].graph]
+        return [raise_decoding(model, make_state(model, 64, 4, batch, page), ()).graph]
 
     return graphs
 

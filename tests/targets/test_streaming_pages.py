@@ -15,7 +15,7 @@ import mkc
 from mkc.bench import models
 from mkc.compiler import Compilation, compile_graphs
 from mkc.errors import TargetError
-from mkc.frontend.decoding import make_state, raise_sections
+from mkc.frontend.decoding import make_state, raise_decoding
 from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
 from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS
@@ -36,7 +36,7 @@ def decode_step(name: str) -> Graph:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.CONFIGURATIONS, name, sizes)
         model = models.make(name, "meta", "bfloat16")
-    return raise_sections(model, make_state(model, 1024, 16), (), 16)[1].graph
+    return raise_decoding(model, make_state(model, 1024, 16), ()).graph
 
 
 @cache
