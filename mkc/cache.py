@@ -6,9 +6,10 @@ import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from mkc import config
+from mkc import config, paths
 from mkc.errors import TargetError
 
 _MAGIC = b"mkc1"
@@ -48,6 +49,15 @@ def folder() -> Path:
             "make it private (chmod 700) or set MKC_CACHE_DIR to another"
         )
     return path
+
+
+@cache
+def source_digest() -> str:
+    """Of mkc itself: what one version of it has made is not for another."""
+    made = hashlib.sha256()
+    for path in (*sorted(paths.PACKAGE.rglob("*.py")), *sorted(p for p in paths.TEMPLATES.rglob("*") if p.is_file())):
+        made.update(path.read_bytes())
+    return made.hexdigest()
 
 
 def _path(kind: str, key: str) -> Path:

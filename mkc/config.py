@@ -31,8 +31,9 @@ CHECK = Variable("MKC_CHECK", "1", "0 runs plans that nobody has proved free of 
 DELAY = Variable("MKC_DELAY", "0", "1 builds kernels that lose time at random around waits and signals: a test of the plan's order.")
 POISON = Variable("MKC_POISON", "0", "1 fills what a kernel has yet to write with NaN before each launch, so that reading it shows.")
 TUNED = Variable("MKC_TUNED", "1", "0 plans and runs as if `mkc bench --tune` had never measured anything on this machine.")
+KEEP = Variable("MKC_KEEP", "1", "0 traces and plans everything anew, and keeps nothing of it but kernels.")
 
-VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK, DELAY, POISON, TUNED)
+VARIABLES = (TARGET, WORKERS, CACHE_DIR, DUMP, CXX, DEADLINE, DEBUG, CHECK, DELAY, POISON, TUNED, KEEP)
 
 
 def target_name() -> str | None:
@@ -86,6 +87,11 @@ def poison() -> bool:
 def tuned() -> bool:
     """Whether what was measured on this machine counts."""
     return _is_on(TUNED)
+
+
+def keeps() -> bool:
+    """Whether what was traced and planned before on this machine is taken again."""
+    return _is_on(KEEP)
 
 
 def _is_on(variable: Variable) -> bool:

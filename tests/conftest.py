@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MKC_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "kernels"))
     os.environ.setdefault("MKC_POISON", "1")  # what is read before it is written is NaN in every test
     os.environ.setdefault("MKC_TUNED", "0")  # plans are the same on every machine
+    os.environ.setdefault("MKC_KEEP", "0")  # and made anew, however a test has changed how
     examples = 1000 if config.getoption("--slow") else 60
     hypothesis.settings.register_profile("mkc", max_examples=examples, deadline=None, derandomize=examples == 60)
     hypothesis.settings.load_profile("mkc")

@@ -36,7 +36,7 @@ def planning(model: str, prompt: int | None, target: Target) -> tuple[dict[str, 
         state = make_state(made, length + 128, length)
         raised = _timed("trace", _raised, seconds)(made, state, prompt)
     with _passes_timed(seconds):
-        planned = compiler.compile_graphs([raised.graph], replace(target, streams=target.streams and prompt is None))
+        planned = compiler.plan([raised.graph], replace(target, streams=target.streams and prompt is None), "static")
     return seconds, len(planned.program.tasks)
 
 

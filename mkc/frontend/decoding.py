@@ -23,6 +23,7 @@ from mkc.frontend.convert import Raised, convert
 from mkc.frontend.loading import refuse_beyond_memory
 from mkc.frontend.pages import Pages
 from mkc.frontend.trace import trace
+from mkc.frontend.traces import once
 
 NOBODY = -1  # the token of a row without a sequence
 FREE = -2  # in the place of a token that is yet to be chosen
@@ -169,20 +170,23 @@ def _pages(size: int, pool: int | None, batch: int, rows: int) -> Pages:
 def raise_prompt(model: PreTrainedModel, state: State, stops: Sequence[int], chunk: int) -> Raised:
     """The section that reads the prompt of one sequence, `chunk` tokens a step."""
     step = _Prompt(model, _ends(model, stops), chunk, state.pages is not None)
-    return convert(trace(step.eval(), state.row(0), {}), "prompt", loops=True)
+    return _raised(step, state.row(0), "prompt", loops=True)
 
 
 def raise_decoding(model: PreTrainedModel, state: State, stops: Sequence[int]) -> Raised:
     """The section that decodes, one token of all sequences a step until `done`."""
     ends, paged = _ends(model, stops), state.pages is not None
     step = _DecodeTogether(model, ends, paged) if state.batch > 1 else _Decode(model, ends, paged)
-    return convert(trace(step.eval(), state.tensors, {}), "decode", loops=True, until=DONE)
+    return _raised(step, state.tensors, "decode", loops=True, until=DONE)
 
 
 def raise_logits(model: PreTrainedModel, state: State) -> Raised:
     """One token of the text a step, as in the decoding section, but giving logits [B, 1, vocabulary] and choosing nothing."""
-    step = _Logits(model, _ends(model, ()), state.pages is not None)
-    return convert(trace(step.eval(), state.tensors, {}), "logits")
+    return _raised(_Logits(model, _ends(model, ()), state.pages is not None), state.tensors, "logits")
+
+
+def _raised(step: nn.Module, tensors: tuple[torch.Tensor, ...], name: str, **loop: Any) -> Raised:
+    return once(step.eval(), tensors, lambda: convert(trace(step, tensors, {}), name, **loop))
 
 
 def _ends(model: PreTrainedModel, stops: Sequence[int]) -> torch.Tensor:
