@@ -1,15 +1,26 @@
 """mkc.bench.compare: variants are read, unpacked and set; they take turns; what fails or tells other tokens is said."""
 
+import json
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mkc.errors import OptionError
 
 pytest.importorskip("transformers")
-from mkc.bench import variants
-from mkc.bench.variants import Build, Variant, parsed
+from mkc.bench import children, contest, variants
+from mkc.bench import compare as command
+from mkc.bench.child import Subject
+from mkc.bench.comparison import Comparison, Ratio, first_difference, ratio
+from mkc.bench.contest import compare
+from mkc.bench.run import Wanted
+from mkc.bench.variants import BENCH, Build, Variant, parsed
 
 # ---- what a variant is
 
@@ -111,3 +122,227 @@ def test_what_is_no_tree_is_refused(name: str, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "text.tar").write_text("none")
     with pytest.raises(OptionError, match=name):
         variants.unpack(Build(name), tmp_path / "copy")
+
+
+# ---- what a comparison finds
+
+
+def test_what_drifts_from_round_to_round_falls_out_of_a_ratio() -> None:
+    base = [(10.0 * n, 12.0 * n, 11.0 * n) for n in range(1, 10)]
+    faster = [tuple(0.9 * us for us in turn) for turn in base]
+    found = ratio(faster, base)
+    assert found is not None
+    assert [round(x, 9) for x in (found.low, found.median, found.high)] == [0.9, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(("rounds", "low", "high"), [(1, 1, 1), (5, 1, 5), (6, 1, 6), (8, 1, 8), (9, 2, 8), (12, 3, 10), (25, 8, 18)])
+def test_an_interval_leaves_out_what_the_sign_test_does(rounds: int, low: int, high: int) -> None:
+    found = ratio([(float(n),) for n in range(rounds, 0, -1)], [(1.0,)] * rounds)
+    assert found is not None
+    assert (found.low, found.high) == (low, high)
+
+
+def test_without_turns_there_is_no_ratio() -> None:
+    assert ratio([], [(1.0,)]) is None
+
+
+def test_tokens_differ_from_the_first_that_does_in_any_sequence() -> None:
+    assert first_difference([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]) is None
+    assert first_difference([[1, 2, 0], [4, 0, 6]], [[1, 2, 3], [4, 5, 6]]) == 1
+
+
+# ---- processes: trees whose mkc is a few lines that answer, without a model
+
+ANSWERING = """
+import json, sys, mkc
+print(json.dumps(dict(plan="none", dtype="float32", compile_s=0.1, choices={}, tuning=None)), flush=True)
+for line in sys.stdin:
+    print(json.dumps(mkc.answer(**json.loads(line))), flush=True)
+"""
+RIGHT = 'answer = lambda **asked: {"us": [2.0, 2.0, 2.0], "tokens": [[1, 2, 3]]}'
+OTHER = 'answer = lambda **asked: {"us": [1.0, 1.0, 1.0], "tokens": [[1, 2, 4]]}'
+FAILS = 'answer = lambda **asked: {"error": "BuildError: no", "trace": "line 1"}'
+DIES = "import os, sys; answer = lambda **asked: sys.exit('no more')"
+KILLED = "import os; os.kill(os.getpid(), 9)"
+SILENT = "import subprocess; subprocess.run(['sleep', '60'])"
+
+Trees = Callable[..., list[Variant]]
+
+
+@pytest.fixture
+def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
+    """Variants a, b, ... of trees whose mkc is this code."""
+    monkeypatch.setattr(children, "COMMAND", (sys.executable, "-P", "-c", ANSWERING))
+
+    def made(*codes: str) -> list[Variant]:
+        for name, code in zip("abcdef", codes, strict=False):
+            (tmp_path / name / "mkc").mkdir(parents=True)
+            (tmp_path / name / "templates").mkdir()
+            (tmp_path / name / "mkc" / "__init__.py").write_text(code)
+        return [parsed(f"{name}={tmp_path / name}") for name, _ in zip("abcdef", codes, strict=False)]
+
+    return made
+
+
+def compared(variants: list[Variant], rounds: int = 2, seconds: float = 30.0) -> Comparison:
+    return compare(Wanted("tiny", "cpu", (20,), 3, rounds, "none", seconds=seconds), variants)
+
+
+def test_variants_take_turns_forwards_and_backwards(trees: Trees, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    noted = f'answer = lambda **asked: [open("{log}", "a").write(__file__[-17]), {{"us": [1.0], "tokens": [[1]]}}][1]'
+    found = compared(trees(noted, noted, noted), rounds=3)
+    assert found.passed
+    assert len(log.read_text()) == 9
+    first, second, third = (log.read_text()[i : i + 3] for i in (0, 3, 6))
+    assert first == third == second[::-1]
+
+
+def test_the_first_variant_is_what_others_are_compared_with(trees: Trees) -> None:
+    found = compared(trees(RIGHT, RIGHT, OTHER))
+    first, same, other = (outcome.contexts[20] for outcome in found.outcomes)
+    assert not found.passed
+    assert (first.ratio, first.differs, same.differs, other.differs) == (None, None, None, 2)
+    assert (same.ratio, other.ratio) == (Ratio(1, 1, 1), Ratio(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("code", "failed", "said"),
+    [
+        (FAILS, "BuildError: no", "line 1"),
+        (DIES, "ended with 1: no more", "no more"),
+        (KILLED, "was killed by SIGKILL", ""),
+        ("raise ValueError('not today')", "ended with 1: ValueError: not today", "Traceback"),
+    ],
+)
+def test_a_variant_that_fails_is_a_row_and_not_the_end(code: str, failed: str, said: str, trees: Trees) -> None:
+    found = compared(trees(RIGHT, code, RIGHT))
+    assert [outcome.failed for outcome in found.outcomes] == ["", failed, ""]
+    assert [len(outcome.contexts[20].turns) for outcome in found.outcomes] == [2, 0, 2]
+    assert said in found.outcomes[1].said
+    assert not found.passed
+
+
+def test_where_the_first_fails_others_are_timed_and_compared_with_none(trees: Trees) -> None:
+    found = compared(trees(KILLED, RIGHT)).outcomes[1].contexts[20]
+    assert len(found.turns) == 2
+    assert (found.ratio, found.compared) == (None, False)
+
+
+def test_one_that_says_nothing_is_ended_with_what_it_began(trees: Trees) -> None:
+    start = time.monotonic()
+    found = compared(trees(RIGHT, SILENT), seconds=4)  # its sleep holds the pipe that is read to the end
+    assert time.monotonic() - start < 20
+    assert [outcome.failed for outcome in found.outcomes] == ["", "had no answer when the time was up"]
+    assert len(found.outcomes[0].contexts[20].turns) == 2
+
+
+def test_no_turn_begins_when_the_time_is_up(trees: Trees) -> None:
+    slow = "import time; answer = lambda **asked: [time.sleep(0.3), {'us': [1.0], 'tokens': [[1]]}][1]"
+    found = compared(trees(slow), rounds=1000, seconds=2)
+    assert 0 < len(found.outcomes[0].contexts[20].turns) < 10
+    assert found.skipped.startswith("the budget of 2 s was spent before rounds")
+
+
+def test_a_child_that_nobody_can_ask_any_more_ends_with_what_it_began() -> None:
+    """Its parent was killed, so that nothing else could end it. The sleep holds the pipe that is read to the end."""
+    ours = ("bench", "bench.baselines", "bench.grading", "bench.timing", "ir.choices", "lm")
+    absent = ["numpy", "torch", *(f"mkc.{name}" for name in ours)]
+    script = f"""
+import queue, runpy, subprocess, sys, unittest.mock
+sys.modules |= {{name: unittest.mock.MagicMock() for name in {absent}}}
+subprocess.Popen(["sleep", "60"])
+runpy.run_path({str(BENCH / "child.py")!r})["_listen"](queue.Queue())
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], input="", capture_output=True, text=True, start_new_session=True)
+    assert (done.returncode, done.stderr) == (-9, "")
+    assert time.monotonic() - start < 20
+
+
+# ---- the command
+
+
+def test_all_that_was_found_is_shown_and_kept(
+    trees: Trees, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees(RIGHT, OTHER, FAILS)
+    monkeypatch.chdir(tmp_path)
+    names = [part for name in "abc" for part in ("--variant", f"{name}={name}")]
+    with pytest.raises(SystemExit, match="not all variants ran and told the right tokens"):
+        command.main([*names, "--model", "tiny", "--target", "cpu", "--steps", "3", "--rounds", "2", "--json", "found.json"])
+    printed = capsys.readouterr().out
+    assert "OTHER TOKENS FROM STEP 2 ON" in printed
+    assert "c FAILED: BuildError: no" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["passed"], found["schema"], found["steps"], found["rounds"]) == (False, 1, 3, 2)
+    assert {"machine", "versions", "commit", "command"} < found.keys()
+    assert [variant["tree"] for variant in found["variants"]] == ["a", "b", "c"]
+    (context,) = found["variants"][1]["contexts"]
+    assert (context["median_us"], context["ratio"], context["other_tokens_from"]) == (1.0, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "there is nothing to compare"),
+        (["--variant", "a=.", "--variant", "a=."], "two variants of the name a"),
+        (["--variant", "a=.:kNo=1"], "there is no kNo"),
+        (["--variant", "a=.", "--json", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "COMMAND", ("false",))
+    monkeypatch.chdir(BENCH.parent.parent)
+    with pytest.raises(SystemExit, match=says):
+        command.main([*arguments, "--target", "cpu"])
+
+
+# ---- with a model
+
+
+def test_two_variants_of_this_compiler_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """With real processes and kernels. The second is planned in another way, and tells the same tokens."""
+    names = ["--variant", f"base={BENCH.parent.parent}", "--variant", f"coarse={BENCH.parent.parent}:grain=8"]
+    command.main([*names, *"--model tiny --target cpu --workers 1 --context 20 --steps 4 --rounds 2".split()])
+    printed = capsys.readouterr().out
+    assert printed.count("the same") == 2
+    assert "grain 8, not streaming" in printed
+
+
+@pytest.fixture(scope="module")
+def subject() -> Iterator[Subject]:
+    """What a child has, here, with kernels that other tests have too."""
+    with torch.no_grad():
+        yield Subject("tiny", "cpu", None, 1, 32, 1, {"signalled": ["rows"]}, False, False)
+
+
+def test_a_child_says_what_it_built_and_tells_the_same_tokens_each_time(subject: Subject) -> None:
+    assert json.loads(json.dumps(subject.describe()))["choices"]["signalled"] == ["rows"]
+    first, _, again = (subject.time(context, 4, 3, {}) for context in (20, 10, 20))
+    assert len(first["us"]) == 3
+    assert [len(row) for row in first["tokens"]] == [4]
+    assert first["tokens"] == again["tokens"]
+
+
+def test_a_child_grades_with_caches_that_no_step_wrote_to(subject: Subject) -> None:
+    subject.lm.state.caches[0].fill_(torch.nan)
+    found = subject.grade(20, 2, {})
+    assert found["passed"], found["said"]
+
+
+def test_stamps_of_a_child_become_an_account_of_phases(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKC_DEBUG", "1")  # sooner built
+    subject.stamp(20, 4, {}, str(tmp_path / "stamps.npz"))
+    account = contest._account(tmp_path / "stamps.npz").splitlines()
+    assert [line.split()[0] for line in account].count("attention") == 2
+    assert "least" in account[len(account) // 2]
+
+
+def test_a_kernel_that_does_not_stream_has_no_tuning(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="only kernels of streaming workers on a GPU have a tuning"):
+        subject.time(20, 4, 1, {"delay": 1000})

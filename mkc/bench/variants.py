@@ -1,14 +1,5 @@
-"""A text or a file of TOML -> Variants; a Variant -> a tree to import. What is compared: a state of mkc, planned and run in one way.
+"""A text or a file of TOML -> Variants; a Variant -> a tree to import. What is compared: a state of mkc, planned and run in one way."""
 
-    NAME=TREE[:SETTING=VALUE,...]      base=HEAD~3      "fast=.:delay=1000,one_in=1,ring_sm90.kRollingSlots=8"
-
-TREE is a folder with mkc and templates in it, a tar of one, or a commit of the repository that this file stands in. A SETTING is a field
-of `Tuning` or of `mkc.Choices` (`signalled=rows+heads`), or a constant of the device headers. A file has a table for each name:
-
-    [fast]
-    tree = "."
-    delay = 1000
-"""
 
 import io
 import re
@@ -27,6 +18,19 @@ from mkc.ir.choices import Choices
 from mkc.targets.kernel import Tuning
 from mkc.targets.tuning import MOST_CYCLES
 
+SYNTAX = """\
+A variant is NAME=TREE[:SETTING=VALUE,...], as in
+
+    base=HEAD~3    "fast=.:delay=1000,one_in=1,signalled=rows+heads"    few=old.tar:ring_sm90.kRollingSlots=4
+
+TREE is a folder with mkc and templates in it, a tar of one, or a commit of the repository that mkc stands in. A SETTING is a
+field of Tuning (window, pace, delay) or of mkc.Choices, or a constant of the device headers, with its header's name before it
+where several have it. A file of TOML has a table for each variant:
+
+    [fast]
+    tree = "."
+    delay = 1000
+"""
 PARTS = ("mkc", "templates")
 BENCH = Path(__file__).resolve().parent
 REPOSITORY = BENCH.parent.parent
