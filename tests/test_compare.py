@@ -1,6 +1,7 @@
 """mkc.bench.compare: variants are read, unpacked and set; they take turns; what fails or tells other tokens is said."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -172,7 +173,7 @@ Trees = Callable[..., list[Variant]]
 @pytest.fixture
 def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
     """Variants a, b, ... of trees whose mkc is this code."""
-    monkeypatch.setattr(children, "COMMAND", (sys.executable, "-P", "-c", ANSWERING))
+    monkeypatch.setattr(children, "command", lambda _: (sys.executable, "-P", "-c", ANSWERING))
 
     def made(*codes: str) -> list[Variant]:
         for name, code in zip("abcdef", codes, strict=False):
@@ -237,6 +238,13 @@ def test_one_that_says_nothing_is_ended_with_what_it_began(trees: Trees) -> None
     assert len(found.outcomes[0].contexts[20].turns) == 2
 
 
+def test_variants_of_one_build_are_lost_together(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "PATIENCE", 1.0)
+    first, hangs = trees(RIGHT, "import time; answer = lambda **asked: time.sleep(60)")
+    found = compared([first, hangs, Variant("c", hangs.build, (("delay", 1),))])
+    assert [outcome.failed for outcome in found.outcomes] == ["", *["had no answer when the time was up"] * 2]
+
+
 def test_no_turn_begins_when_the_time_is_up(trees: Trees) -> None:
     slow = "import time; answer = lambda **asked: [time.sleep(0.3), {'us': [1.0], 'tokens': [[1]]}][1]"
     found = compared(trees(slow), rounds=1000, seconds=2)
@@ -244,18 +252,15 @@ def test_no_turn_begins_when_the_time_is_up(trees: Trees) -> None:
     assert found.skipped.startswith("the budget of 2 s was spent before rounds")
 
 
-def test_a_child_that_nobody_can_ask_any_more_ends_with_what_it_began() -> None:
+def test_a_child_that_nobody_can_ask_any_more_ends_with_what_it_began(tmp_path: Path) -> None:
     """Its parent was killed, so that nothing else could end it. The sleep holds the pipe that is read to the end."""
-    ours = ("bench", "bench.baselines", "bench.grading", "bench.timing", "ir.choices", "lm")
-    absent = ["numpy", "torch", *(f"mkc.{name}" for name in ours)]
-    script = f"""
-import queue, runpy, subprocess, sys, unittest.mock
-sys.modules |= {{name: unittest.mock.MagicMock() for name in {absent}}}
-subprocess.Popen(["sleep", "60"])
-runpy.run_path({str(BENCH / "child.py")!r})["_listen"](queue.Queue())
-"""
+    (tmp_path / "mkc").mkdir()
+    (tmp_path / "mkc" / "__init__.py").write_text("import subprocess; subprocess.run(['sleep', '60'])")
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", script], input="", capture_output=True, text=True, start_new_session=True)
+    done = subprocess.run(
+        [sys.executable, "-P", str(BENCH / "lifeline.py"), "{}"], input="", capture_output=True, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (-9, "")
     assert time.monotonic() - start < 20
 
@@ -294,7 +299,7 @@ def test_all_that_was_found_is_shown_and_kept(
 def test_what_cannot_be_compared_is_refused_before_anything_runs(
     arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children, "COMMAND", ("false",))
+    monkeypatch.setattr(children, "command", lambda _: pytest.fail("it ran"))
     monkeypatch.chdir(BENCH.parent.parent)
     with pytest.raises(SystemExit, match=says):
         command.main([*arguments, "--target", "cpu"])

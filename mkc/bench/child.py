@@ -1,15 +1,12 @@
-"""What a variant's own process runs, with the variant's mkc: `python -m mkc.bench.child JSON`. It builds a kernel, then does as told.
+"""What a variant's own process runs, with the variant's mkc: it builds a kernel, then does as told. mkc/bench/lifeline.py calls it.
 
-A line of JSON in, a line of JSON out; `error` in one says what went wrong, and `trace` where. What is imported here has to be
-in every tree that is to be compared, so it is little. When nobody can tell it anything any more, it ends.
+A line of JSON for each answer; `error` in one says what went wrong, and `trace` where. What is imported here has to be in every
+tree that is to be compared, so it is little.
 """
 
 import json
 import os
 import queue
-import signal
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -97,14 +94,12 @@ class Subject:
                 raise ValueError(f"a window of {kernel.tuning.window} slots in a ring of {streams.ring_slots}")
 
 
-def main() -> None:
+def main(wanted: dict[str, Any], told: "queue.Queue[Answer]") -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed
-    told: queue.Queue[Answer] = queue.Queue()
-    threading.Thread(target=_listen, args=(told,), daemon=True).start()
     with torch.no_grad():
         made: list[Subject] = []
-        answers.write(_answered(lambda: _made(made, json.loads(sys.argv[1]))))
+        answers.write(_answered(lambda: _made(made, wanted)))
         while made:
             what = told.get()
             doing = getattr(made[0], what.pop("do"))
@@ -128,16 +123,3 @@ def _line(message: str) -> str:
     """The first of a compiler's errors, or else of all lines."""
     lines = message.splitlines() or [""]
     return next((line for line in lines if " error: " in line), lines[0])
-
-
-def _listen(told: "queue.Queue[Answer]") -> None:
-    """Until whoever asks is gone: then nothing of this process is to stay, a compiler that it has begun included."""
-    for line in sys.stdin:
-        told.put(json.loads(line))
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

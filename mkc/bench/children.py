@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-COMMAND = (sys.executable, "-P", "-m", "mkc.bench.child")
 ENVIRONMENT = {"MKC_TUNED": "0"}  # what was tuned before counts for none
 SHOWN = 20  # lines of a stderr
 
@@ -26,15 +25,21 @@ class Lost(Exception):  # noqa: N818  (of a variant, from then on)
         self.said = said
 
 
+def command(tree: Path) -> tuple[str, ...]:
+    """What runs in a tree; of the folder that it runs in nothing is imported."""
+    return sys.executable, "-P", str(tree / "mkc" / "bench" / "lifeline.py")
+
+
 class Child:
     """One process, in a group of its own. Raises Lost where it dies, fails, or takes longer than until `end` by the clock."""
 
     def __init__(self, tree: Path, log: Path, wanted: dict[str, Any]) -> None:
         path = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")]))
         self._tree, self._log = tree, log
+        self._lost: Lost | None = None
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*COMMAND, json.dumps(wanted)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                [*command(tree), json.dumps(wanted)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
                 env=os.environ | ENVIRONMENT | {"PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -49,6 +54,8 @@ class Child:
 
     def ask(self, end: float, do: str, **given: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
+        if self._lost:
+            raise self._lost
         with suppress(BrokenPipeError):  # its answer says why
             self._process.stdin.write(json.dumps({"do": do, **given}) + "\n")
             self._process.stdin.flush()
@@ -58,15 +65,19 @@ class Child:
         try:
             line = self._answers.get(timeout=max(0.0, end - time.monotonic()))
         except queue.Empty:
-            self.end()
-            raise Lost("had no answer when the time was up", self._said()) from None
+            raise self._gone(Lost("had no answer when the time was up", self._said())) from None
         if line is None:
-            self._answers.put(None)  # for whoever asks again
-            raise self._died()
+            raise self._gone(self._died())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Lost(self._shortened(answer["error"]), _last(self._shortened(answer["trace"])))
         return answer
+
+    def _gone(self, lost: Lost) -> Lost:
+        """For good: others may ask for the same build."""
+        self.end()
+        self._lost = lost
+        return lost
 
     def _died(self) -> Lost:
         """It is not waited for: until `end` nobody else can have its number."""
