@@ -121,8 +121,11 @@ def test_what_is_no_tree_is_refused(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.tar").write_text("none")
+    monkeypatch.setattr(variants, "REPOSITORY", tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
     with pytest.raises(OptionError, match=name):
         variants.unpack(Build(name), tmp_path / "copy")
+    assert not list(tmp_path.glob("x*"))
 
 
 # ---- what a comparison finds

@@ -161,8 +161,8 @@ def _taken(tree: str, to: Path) -> str | None:
 
 def _archived(revision: str) -> bytes:
     command = ["git", "-C", str(REPOSITORY), "archive", "--format=tar", f"{revision}^{{commit}}", *PARTS]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
+    done = None if revision.startswith("-") else subprocess.run(command, capture_output=True, check=False)  # an option is no commit
+    if done is None or done.returncode:
         raise OptionError(f"{revision!r} is neither a folder, nor a tar, nor a commit of {REPOSITORY}")
     return done.stdout
 
