@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mkc.bench.phases import Phase, phases, table
+from mkc.bench.phases import Labels, Phase, Spread, phases, spreads, table
 from mkc.ir.program import STAMP
 
 PROGRAM: Any = SimpleNamespace(
@@ -16,12 +16,21 @@ PROGRAM: Any = SimpleNamespace(
 
 
 def run(*runs: tuple[int, int, int, int, int]) -> list[Phase]:
-    return phases(np.array(list(runs), STAMP), PROGRAM)
+    return phases(np.array(list(runs), STAMP), Labels.of(PROGRAM))
+
+
+def phase(name: str, took: int, ready: int = 0, work: int = 0) -> Phase:
+    return Phase(name, 2, Spread(0, 0, 0), Spread(0, 0, ready), Spread(0, 0, took), Spread(0, work, 0))
 
 
 def test_a_phase_reaches_from_the_end_of_the_one_before_to_its_own_last_task() -> None:
     found = run((0, 0, 10, 20, 100), (0, 1, 110, 150, 300), (1, 2, 110, 180, 340), (0, 0, 310, 350, 400))
-    assert found == [Phase("linear 1", 2, 240, 80, 155), Phase("rms_norm 0", 1, 60, 10, 50)]
+    assert [(p.name, p.tasks, p.took, p.waited, p.worked) for p in found] == [("linear 1", 2, 240, 80, 155), ("rms_norm 0", 1, 60, 10, 50)]
+
+
+def test_the_tasks_of_a_phase_spread_around_its_course() -> None:
+    (found,) = run((0, 0, 0, 0, 100), (0, 1, 90, 150, 300), (1, 2, 110, 180, 340))
+    assert found == Phase("linear 1", 2, Spread(-10, 0, 10), Spread(50, 65, 80), Spread(200, 220, 240), Spread(150, 155, 160))
 
 
 def test_an_input_that_was_there_before_has_been_waited_for_less_than_nothing() -> None:
@@ -29,6 +38,10 @@ def test_an_input_that_was_there_before_has_been_waited_for_less_than_nothing() 
 
 
 def test_phases_of_the_same_body_stand_in_one_line_with_their_medians() -> None:
-    lines = table([Phase("linear 1", 2, 1000, 500, 400), Phase("linear 1", 2, 3000, 500, 400), Phase("norm 0", 1, 9000, 0, 0)])
-    assert [line.split()[:4] for line in lines.splitlines()[1:]] == [["norm", "0", "1", "1"], ["linear", "1", "2", "2"]]
-    assert "2.00" in lines.splitlines()[2]
+    same = [phase("linear 1", 1000, 500, 400), phase("linear 1", 3000, 500, 400), phase("norm 0", 9000)]
+    _, *lines = table(same).splitlines()
+    assert [line.split() for line in lines] == [
+        ["norm", "0", "1", "2", "9.00", "0.00", "0.00", "9.0"], ["linear", "1", "2", "2", "2.00", "0.50", "0.40", "4.0"]
+    ]  # fmt: skip
+    _, *lines = spreads(same).splitlines()
+    assert [line.split("|")[3].split() for line in lines] == [["0.00", "0.00", "9.00"], ["0.00", "0.00", "2.00"]]

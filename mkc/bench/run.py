@@ -1,21 +1,17 @@
 """A request -> Report. Build, grade, tune if asked, then time everything in turn, one context after another."""
 
 import gc
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mkc import __version__
 from mkc.bench import baselines, models
 from mkc.bench.baselines import Run
+from mkc.bench.circumstances import commit, machine, versions
 from mkc.bench.grading import grade_at
 from mkc.bench.results import FLOOR, OURS, Measured, Report, Row, Tuned
 from mkc.bench.timing import ours, seconds
@@ -23,7 +19,6 @@ from mkc.bench.tune import GRADED, Say, tune
 from mkc.errors import MkcError, OptionError
 from mkc.ir.target import Target
 from mkc.lm import CausalLM
-from mkc.targets import cpu
 from mkc.targets.kept import COSTS
 
 SHAPES = (
@@ -188,7 +183,8 @@ def _report(wanted: Wanted, lm: CausalLM, compile_s: float, tuned: Tuned | None,
             "name": wanted.model, "architecture": type(lm.model).__name__, "dtype": str(lm.model.dtype).removeprefix("torch."),
             "batch": wanted.batch, "parameters": sum(p.numel() for p in lm.model.parameters()), "room": wanted.room, "shapes": shapes,
         },
-        _machine(lm.model.device), _versions(), _commit(), wanted.command, wanted.steps, wanted.repeats, round(compile_s, 3),
+        machine(lm.model.device), versions(), commit(Path(__file__).parent), wanted.command, wanted.steps, wanted.repeats,
+        round(compile_s, 3),
         f"{lm.compilation.target}, {'streaming' if program.streams else 'not streaming'}, {len(program.tasks)} tasks",
         asdict(tuning) if tuning else None, _choices(lm.target), tuned, found,
     )  # fmt: skip
@@ -196,37 +192,3 @@ def _report(wanted: Wanted, lm: CausalLM, compile_s: float, tuned: Tuned | None,
 
 def _choices(target: Target) -> dict[str, Any]:
     return asdict(target.choices) | {name: getattr(target, name) for name in COSTS}
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        driver = _said("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader", f"--id={device.index or 0}")
-        name, clock = (*(driver or "unknown, unknown").split(", "), "unknown")[:2]
-        return {"device": gpu.name, "driver": name, "max_sm_clock": clock, "sms": gpu.multi_processor_count}
-    return {"device": cpu.processor(), "cpus": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads()}
-
-
-def _versions() -> dict[str, str]:
-    packages = metadata.packages_distributions()
-    found = {"mkc": __version__, "python": sys.version.split()[0], "cuda of torch": str(torch.version.cuda)}
-    for module in ("torch", "transformers", "cupy", "triton"):
-        if names := packages.get(module):
-            found[module] = metadata.version(names[0])
-    return found
-
-
-def _commit() -> str | None:
-    """Of the checkout that this file stands in, "+" after it where files differ from it; None outside of one."""
-    here = ("git", "-C", str(Path(__file__).parent))
-    commit = _said(*here, "rev-parse", "HEAD")
-    return commit and commit + ("+" if _said(*here, "status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _said(*command: str) -> str | None:
-    """What a program prints, or None where it is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -5,6 +5,7 @@ import time
 import torch
 
 from mkc.bench.baselines import FIRST, Run
+from mkc.ir.program import Words
 from mkc.lm import CausalLM
 
 
@@ -20,6 +21,14 @@ def seconds(run: Run, steps: int, device: torch.device) -> float:
     run.go(steps)
     _wait(device)
     return time.perf_counter() - start
+
+
+def traced(lm: CausalLM, context: int, steps: int) -> Words:
+    """Stamps of a launch from this context on, the second of two: the first meets cold memory."""
+    for _ in range(2):
+        lm.stand_at(context, [[FIRST]] * lm.batch, steps)
+        stamps = lm.trace_on(steps)
+    return stamps
 
 
 def _wait(device: torch.device) -> None:
