@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
-from mkc import cache, config
+from mkc import cache, config, garbage
 from mkc.ir import stored
 from mkc.ir.check import check
 from mkc.ir.graph import Graph
@@ -79,6 +79,7 @@ def compile_graphs(graphs: Sequence[Graph], target: Target, policy: str = "stati
     return made
 
 
+@garbage.rests()
 def plan(graphs: Sequence[Graph], target: Target, policy: str) -> Compilation:
     """The sentence itself. The target streams only where it may."""
     sections = tuple(lower(graph, target, policy) for graph in graphs)

@@ -1,9 +1,12 @@
 """A configuration -> how long each pass takes to plan it: `python -m mkc.bench.planning --model qwen3-8b --prompt 2048 --arch sm_90a`.
 
-On the meta device: no weights are made, nothing is built or run. Without --arch the plan is for this CPU.
+On the meta device: no weights are made, nothing is run. Without --arch the plan is for this CPU. With --cubin the page is compiled
+too, and then everything is done once more, as it is by a process that finds all of it kept.
 """
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,24 +27,50 @@ from mkc.targets import cpu, cuda
 PASSES = ("fuse", "stream", "place", "tile", "link", "signal", "schedule", "encode", "check", "render")
 
 
-def planning(model: str, prompt: int | None, target: Target) -> tuple[dict[str, float], int]:
+def planning(model: str, prompt: int | None, target: Target, cubin: bool = False) -> tuple[dict[str, float], int]:
     """Seconds of CPU time by pass, behind tracing and converting; and how many tasks the plan has.
 
-    The section planned reads a prompt of so many tokens in one step, or decodes where `prompt` is None.
+    The section planned reads a prompt of so many tokens in one step, or decodes where `prompt` is None. With `cubin`, which needs
+    a CUDA target, so does the compiler of the page, and `warm` is all of it when everything is kept.
     """
     seconds: dict[str, float] = {}
     made = models.make(model, "meta", "bfloat16")
     length = prompt or 128
-    with torch.no_grad():
+    target = replace(target, streams=target.streams and prompt is None)
+    with torch.no_grad(), _nothing_kept():
         state = make_state(made, length + 128, length)
         raised = _timed("trace", _raised, seconds)(made, state, prompt)
-    with _passes_timed(seconds):
-        planned = compiler.plan([raised.graph], replace(target, streams=target.streams and prompt is None), "static")
+        with _passes_timed(seconds):
+            planned = compiler.plan([raised.graph], target, "static")
+        if cubin:
+            _timed("cubin", cuda.compile_cubin, seconds)(planned.source.complete, target.arch)
+            _built(made, state, prompt, target)  # which keeps the plan
+            _timed("warm", _built, seconds)(made, state, prompt, target)
     return seconds, len(planned.program.tasks)
+
+
+@contextmanager
+def _nothing_kept() -> Iterator[None]:
+    """At first: a cache of its own."""
+    before = {name: os.environ.get(name) for name in ("MKC_CACHE_DIR", "MKC_KEEP")}
+    with tempfile.TemporaryDirectory(prefix="mkc-planning-") as folder:
+        os.environ.update(MKC_CACHE_DIR=folder, MKC_KEEP="1")
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _raised(model: PreTrainedModel, state: State, prompt: int | None) -> Raised:
     return raise_decoding(model, state, ()) if prompt is None else raise_prompt(model, state, (), prompt)
+
+
+def _built(model: PreTrainedModel, state: State, prompt: int | None, target: Target) -> None:
+    made = compiler.compile_graphs([_raised(model, state, prompt).graph], target)
+    cuda.compile_cubin(made.source.complete, target.arch)
 
 
 @contextmanager
@@ -74,11 +103,15 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, metavar="TOKENS", help="plan reading so many in one step (default: decoding)")
     parser.add_argument("--arch", help="of a GPU that need not be here, such as sm_90a (default: this CPU)")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--cubin", action="store_true", help="also compile the page, for --arch, and do all again from what is kept")
     given = parser.parse_args()
+    if given.cubin and not given.arch:
+        parser.error("--cubin needs --arch")
     target = cuda.target(arch=given.arch, workers=given.workers) if given.arch else cpu.target(given.workers)
-    seconds, tasks = planning(given.model, given.prompt, target)
-    times = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("trace", *PASSES) if name in seconds)
-    print(f"{given.model}, {given.prompt or 'no'} prompt, {target.arch}: {tasks} tasks, {sum(seconds.values()):.1f} s: {times}")
+    seconds, tasks = planning(given.model, given.prompt, target, given.cubin)
+    warm = f", warm {seconds.pop('warm'):.1f} s" if given.cubin else ""
+    times = ", ".join(f"{name} {seconds[name]:.2f}" for name in ("trace", *PASSES, "cubin") if name in seconds)
+    print(f"{given.model}, {given.prompt or 'no'} prompt, {target.arch}: {tasks} tasks, {sum(seconds.values()):.1f} s: {times}{warm}")
 
 
 if __name__ == "__main__":

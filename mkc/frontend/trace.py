@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
+from mkc import garbage
 from mkc.errors import ModelError
 from mkc.frontend.functional import functional
 from mkc.ops import claims
@@ -54,6 +55,7 @@ class Traced:
     out_spec: pytree.TreeSpec
 
 
+@garbage.rests()
 def trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """Symbolic tracing of torch's own modules, `torch.export` of everything else. Raises ModelError.
 
