@@ -23,6 +23,7 @@ FLAGS = ("-std=c++20", "-O2", "-w", "-fno-strict-aliasing", "-shared", "-fPIC")
 # By name, in the order of their definitions.
 INSTRUCTIONS = {
     "sync": ["emulated::meet(7, 128);"],
+    "team": ["return lane() / kTeamLanes;"],
     "broadcast": [
         "T& slot = reinterpret_cast<T&>(emulated::block().slot); if (lane() == 0) slot = value; sync(); value = slot; sync(); return value;"
     ],
