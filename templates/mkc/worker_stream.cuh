@@ -199,10 +199,10 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
   Compute<Page> c(l, base, id, warp, lane);
   const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
   Stream following = l.streams[begin < end ? begin : 0];
-  for (uint32 first = 0;; first += l.bounds[id + 1] - l.bounds[id]) {
-    meet(kStepBegins, kBothThreads);
-    if (!load_shared_word(base + Block<Page>::kGo)) break;
-    c.use = load_shared_word(base + Block<Page>::kUse);
+  c.use = *l.uses;
+  // Whether there is another step comes with the meeting itself: talking warps that need no others in a step may be at the next.
+  for (uint32 first = 0; meet_any(kStepBegins, kBothThreads, false); first += l.bounds[id + 1] - l.bounds[id]) {
+    ++c.use;
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
@@ -260,32 +260,19 @@ struct Talker {
     worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
   }
   MKC_DEVICE void steps() {
-    const Launch& l = worker.l;
-    const uint32 id = worker.id, used = *l.uses;
+    talk.use = *worker.l.uses;
     for (worker.step = 0;; ++worker.step) {
       const bool go = broadcast(lane() == 0 && !talk.aborted && worker.permitted());
       if (lane() < kPositions) forget_position<Page>(talk.base, lane());
-      if (lane() == 0) {
-        store_shared(talk.base + Block<Page>::kGo, static_cast<uint32>(go));
-        store_shared(talk.base + Block<Page>::kUse, used + worker.step + 1);
-        if (!go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
-      }
-      meet(kStepBegins, kBothThreads);
+      if (lane() == 0 && !go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
+      meet_any(kStepBegins, kBothThreads, go);  // and tell them, who may take a whole step to look
       if (!go) break;
-      talk.use = used + worker.step + 1;
+      ++talk.use;
       for (uint32 place = 0; place < talk.end - talk.begin; ++place) run(place);
-      talk.aborted = any(talk.aborted);
+      talk.aborted = meet_any(kAmongTalk, kTalkThreads, talk.aborted);
     }
     if (is_herald()) copies_done();
-    worker.leave(used + worker.step);
-  }
-  MKC_DEVICE static bool any(bool value) {  // true for all talking threads when it is for one
-    uint32 found;
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbar.red.or.pred q, 5, 128, p;\nselp.u32 %0, 1, 0, q;\n}"
-                 : "=r"(found)
-                 : "r"(static_cast<uint32>(value))
-                 : "memory");
-    return found;
+    worker.leave(talk.use);
   }
 };
 
