@@ -140,13 +140,13 @@ struct Attend {
   MKC_DEVICE static void compute(Compute<Page>& c) {
     const Entry& entry = c.begin();
     const Where where(entry.task.ranges, c.position(position_of(entry.operands, entry.task.ranges)));
-    Tiles<D, Page> tiles{c};
+    const Fragment at = c.place();
+    Tiles<D, Page> tiles{c, at.warp};
     int first = where.begin();
     if (first >= where.cached) tiles.nothing();
     if (where.is_empty()) return c.pass_by();
     const bf16* const keys = cache_of(entry.operands, where, false);
     const bf16* const values = cache_of(entry.operands, where, true);
-    const Fragment at = c.place();
     Found found;
     MKC_NO_UNROLL
     for (bool waited = false;; waited = true) {
@@ -159,15 +159,17 @@ struct Attend {
       tiles.keys(keys + block, cached, [&](const auto& tile) { k.load(tile, at.row, at.column); });
       if constexpr (kAhead)
         tiles.values(values + block, cached, [&](const auto& tile) {
+          const auto mine = tile.from(2 * at.column, 8 * at.row);
           MKC_UNROLL
-          for (int j = 0; j < kSixties; ++j) v[j].load(tile, j, at.row, at.column);
+          for (int j = 0; j < kSixties; ++j) v[j].load(mine, j, at.row);
         });
       if (!waited) meet(kInputReady, kBothThreads);
       if (mine < where.keys()) weigh(c.input, where, at, mine, waited, k, found, p);
       if constexpr (!kAhead)
         tiles.values(values + block, cached, [&](const auto& tile) {
+          const auto mine = tile.from(2 * at.column, 8 * at.row);
           MKC_UNROLL
-          for (int j = 0; j < kSixties; ++j) v[0].load(tile, j, at.row, at.column), v[0].add(found.out[j], p);
+          for (int j = 0; j < kSixties; ++j) v[0].load(mine, j, at.row), v[0].add(found.out[j], p);
         });
       MKC_UNROLL
       for (int j = 0; j < kSixties && kAhead; ++j) v[j].add(found.out[j], p);

@@ -22,7 +22,7 @@ enum Meeting : int {
   kInputReady = 1,  // talk -> compute: the input lies in shared memory, or may be laid there
   kSumsReady = 2,   // compute -> talk: so do the sums
   kSumsTaken = 3,   // talk -> compute: the next round of sums may be written
-  kStepBegins = 4,  // talk -> compute: whether there is another step
+  kStepBegins = 4,  // talk -> compute: whether there is another step, which the meeting tells
   kAmongTalk = 5,
   kTaskBegins = 6,  // talk -> compute: what the task waited for has come
 };
@@ -32,14 +32,14 @@ template <class Page>
 struct Block {
   static constexpr int kFull = Page::kRingSlots * kSlotBytes, kEmpty = kFull + 8 * Page::kRingSlots;
   static constexpr int kControl = kFull + 16 * Page::kRingSlots;  // 32 bytes for norms, then the words below
-  static constexpr int kGo = kControl + 32, kClosed = kControl + 36;  // whether there is another step, and whether there is none
+  static constexpr int kClosed = kControl + 36;                       // whether there is no further step
   static constexpr int kReached = kControl + 40;                      // the last task that kept a position: its number, plus one
-  static constexpr int kUse = kControl + 44;                          // of every published word in this step
   static constexpr int kCame = kControl + 48;                         // when compute warps had their input, in 8 bytes
   static constexpr int kKept = kControl + 64;                         // positions, each with its address
   static constexpr int kBrought = kKept + 16 * kPositions, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
   static constexpr int kTasks = kDone + 8 * kEntries, kAsked = kTasks + kEntries * int(sizeof(Entry));
-  static constexpr int kAnswered = kAsked + kMostLoadWarps * int(sizeof(Entry));  // barriers of the loaders' entries
+  static constexpr int kAskedBytes = int(sizeof(Entry)) + 48;              // of a loader: an entry, and what it has no registers for
+  static constexpr int kAnswered = kAsked + kMostLoadWarps * kAskedBytes;  // barriers of the loaders' entries
   static constexpr int kSums = kAnswered + 8 * kMostLoadWarps;
   static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;
 };

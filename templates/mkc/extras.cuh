@@ -10,7 +10,7 @@ template <class V>
 struct FourOf;
 template <class T, int M, int N, long long S0, long long S1>
 struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
-  Four v;
+  Four v = {};
   template <class Talk>
   MKC_DEVICE void read(Talk&, void* p, int n, int row = 0) {
     const View<T, Shape<M, N>, Stride<S0, S1>> view(p);
@@ -20,7 +20,7 @@ struct FourOf<View<T, Shape<M, N>, Stride<S0, S1>>> {
 };
 template <class S, long long Step>
 struct FourOf<Words<bf16, S, Stride<Step, 1>>> {
-  Four v;
+  Four v = {};
   template <class Talk>
   MKC_DEVICE void read(Talk& talk, void* p, int n, int row = 0) {
     const Words<bf16, S, Stride<Step, 1>> words(p);
@@ -34,7 +34,7 @@ struct FourOf<Words<bf16, S, Stride<Step, 1>>> {
 // The extra operand that comes in pieces, one beside the other: the views after the first `Skip`.
 template <int Skip, class... V>
 struct Pieces {
-  Four v;
+  Four v = {};
   template <class Talk>
   MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
     (read_piece<V>(talk, *p++, n), ...);

@@ -14,11 +14,13 @@ struct KeySlots {
   MKC_DEVICE static int count(int keys) { return keys <= 0 ? 0 : ((keys < kKeyBlock ? keys : kKeyBlock) + kKeys - 1) / kKeys; }
 };
 
-// A tile in shared memory. Rows beyond `rows` hold anything.
+// A tile in shared memory. Rows beyond `rows` hold anything. What a lane reads is counted `from` its first element, so that all else
+// about it is known to the compiler.
 template <int D>
 struct RingTile {
   uint32 at;
   int rows;
+  MKC_DEVICE RingTile from(int row, int column) const { return {opaque(at + (row * D + column) * 2), rows - row}; }
   MKC_DEVICE Quad any(int row, int column) const { return load_shared(at + (row * D + column) * 2); }
   MKC_DEVICE Quad operator()(int row, int column) const { return row < rows ? any(row, column) : Quad{}; }
 };
@@ -27,6 +29,7 @@ template <int D>
 struct MemoryTile {
   const bf16* at;
   int rows;
+  MKC_DEVICE MemoryTile from(int row, int column) const { return {at + row * D + column, rows - row}; }
   MKC_DEVICE Quad operator()(int row, int column) const { return row < rows ? load_quad(at + row * D + column) : Quad{}; }
   MKC_DEVICE Quad any(int row, int column) const { return (*this)(row, column); }
 };
@@ -45,10 +48,11 @@ struct KeyTile {
   Quad at[2][kThirties];
   template <class Tile>
   MKC_DEVICE void load(const Tile& tile, int g, int t) {
+    const Tile mine = tile.from(g, t * 8);
     MKC_UNROLL
     for (int u = 0; u < 2; ++u) {
       MKC_UNROLL
-      for (int j = 0; j < kThirties; ++j) at[u][j] = is_inside(j, t) ? tile.any(u * 8 + g, j * 32 + t * 8) : Quad{};
+      for (int j = 0; j < kThirties; ++j) at[u][j] = is_inside(j, t) ? mine.any(u * 8, j * 32) : Quad{};
     }
   }
   MKC_DEVICE void take_new(uint32 row, int place, int g, int t) {
@@ -86,10 +90,10 @@ template <int D>
 struct ValueTile {
   Quad at[4];
   template <class Tile>
-  MKC_DEVICE void load(const Tile& tile, int j, int g, int t) {
+  MKC_DEVICE void load(const Tile& mine, int j, int g) {  // from row 2 t on, and dim 8 g
     Quad row[4];
     MKC_UNROLL
-    for (int u = 0; u < 4; ++u) row[u] = D % 64 == 0 || j * 64 + g * 8 < D ? tile(u / 2 * 8 + 2 * t + u % 2, j * 64 + g * 8) : Quad{};
+    for (int u = 0; u < 4; ++u) row[u] = D % 64 == 0 || j * 64 + g * 8 < D ? mine(u / 2 * 8 + u % 2, j * 64) : Quad{};
     at[0] = paired(row[0].x, row[1].x, row[2].x, row[3].x), at[1] = paired(row[0].y, row[1].y, row[2].y, row[3].y);
     at[2] = paired(row[0].z, row[1].z, row[2].z, row[3].z), at[3] = paired(row[0].w, row[1].w, row[2].w, row[3].w);
   }
@@ -111,6 +115,7 @@ struct Tiles {
   static constexpr bool kFromRing = Ring<Page>::kHasKeys;
   using Slots = KeySlots<D>;
   Compute<Page>& c;
+  int warp;
   int slots = 0, mine = 0;  // of the block's keys, or its values; the one with this warp's tile
 
   MKC_DEVICE void nothing() {  // the loaders' slot for a task of whose cache they bring nothing
@@ -118,7 +123,7 @@ struct Tiles {
   }
   // `cached` rows of the cache follow the block's first.
   MKC_DEVICE void begin(int cached) {
-    if constexpr (kFromRing) slots = Slots::count(cached), mine = c.warp / Slots::kTiles;
+    if constexpr (kFromRing) slots = Slots::count(cached), mine = warp / Slots::kTiles;
   }
   template <class Read>
   MKC_DEVICE void keys(const bf16* block, int cached, Read read) {
@@ -133,14 +138,14 @@ struct Tiles {
  private:
   template <class Read>
   MKC_DEVICE void one(int others, const bf16* block, int cached, Read read) {
-    const int rows = cached - c.warp * kKeyTile;
+    const int rows = cached - warp * kKeyTile;
     if constexpr (kFromRing) {
       c.ring.pass(others);
       if (mine < slots) c.ring.await();
-      read(RingTile<D>{c.slot() + c.warp % Slots::kTiles * Slots::kTileBytes, rows});
+      read(RingTile<D>{c.slot() + warp % Slots::kTiles * Slots::kTileBytes, rows});
       if (mine < slots) c.ring.release();
     } else {
-      read(MemoryTile<D>{block + c.warp * kKeyTile * D, rows});
+      read(MemoryTile<D>{block + warp * kKeyTile * D, rows});
     }
   }
 };

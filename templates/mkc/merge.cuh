@@ -16,11 +16,11 @@ struct MergedRow {
     constexpr int kRun = Fragments % 2 == 0 ? 8 : 4;  // neighbouring columns of a warp
     const int64 blocks = c.position(p[3]) / kKeyBlock + 1;
     const int splits = static_cast<int>(blocks < Splits ? blocks : Splits);
-    const uint32 lane = opaque(c.lane);
+    const uint32 thread = c.thread(), share = thread / 32 % Sharers;
     c.let_others_finish();
     MKC_NO_UNROLL
-    for (uint32 own = lane; own < Fragments * 4; own += 32) {
-      const int column = (own / kRun * Sharers + c.warp % Sharers) * kRun + own % kRun;
+    for (uint32 own = thread % 32; own < Fragments * 4; own += 32) {
+      const int column = (own / kRun * Sharers + share) * kRun + own % kRun;
       float sum[8] = {}, top = kLeast, weight = 0.0f;
       MKC_NO_UNROLL
       for (int from = 0; from < splits && column < Depth / 8; from += kTogether) {

@@ -7,17 +7,33 @@
 
 namespace mkc {
 
+// Tasks by their number among all that this worker has run. They are brought in the order of its queue.
+template <class Page>
+struct Tasks {
+  uint32 base;
+  MKC_DEVICE uint32 place(uint32 of) const { return base + Block<Page>::kTasks + of % kEntries * sizeof(Entry); }
+  MKC_DEVICE uint32 brought(uint32 of) const { return base + Block<Page>::kBrought + 8 * (of % kEntries); }
+  MKC_DEVICE uint32 done(uint32 of) const { return base + Block<Page>::kDone + 8 * (of % kEntries); }
+  MKC_DEVICE static uint32 parity(uint32 of) { return of / kEntries & 1; }
+  MKC_DEVICE const Entry& await(uint32 of) const {
+    barrier_wait(brought(of), parity(of));
+    return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of)));
+  }
+};
+
 // What a warp knows of the task whose input it waits for.
 template <class Page>
 struct Polls {
   const Launch& l;
   const uint32 id;           // of the worker
+  const uint32 base;         // of shared memory
+  uint32 number = 0;         // of the task among all that this worker has run
   uint32 use = 0;            // of every published word that is written or read in this step
   uint32 since = 0;          // cycles when the last sums were ready
-  uint32 hops = 1, index = 0;
+  uint32 hops = 1;
   bool aborted = false;
 
-  MKC_DEVICE Polls(const Launch& launch, uint32 worker) : l(launch), id(worker) {}
+  MKC_DEVICE Polls(const Launch& launch, uint32 base, uint32 worker) : l(launch), id(worker), base(base) {}
 
   MKC_DEVICE void pass_by() {  // nothing to do: only meet the other warps, who have found the same
     meet(kInputReady, kBothThreads);
@@ -43,7 +59,9 @@ struct Polls {
     give_up(kUnpublished);
     return true;
   }
-  MKC_DEVICE void give_up(uint32 reason) const { seldom(l, id, index, use, reason); }
+  MKC_DEVICE void give_up(uint32 reason) const { seldom(l, id, index(), use, reason); }
+  // Into Launch::tasks. Looked up again: whoever keeps it has a register less for all that waits.
+  MKC_DEVICE uint32 index() const { return load_shared_word(Tasks<Page>{base}.place(number) + __builtin_offsetof(Entry, index)); }
   // Out of the way of what is run at every task.
   MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 task, uint32 use, uint32 reason) {
     Worker<Page> worker(l, id);

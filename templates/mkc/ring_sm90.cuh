@@ -20,6 +20,7 @@ MKC_DEVICE void take_side_registers() { fewer_registers<kSideRegisters>(); }
 
 template <class Page>
 MKC_DEVICE void init_ring(uint32 base) {
+  MKC_NO_UNROLL
   for (int slot = 0; slot < Page::kRingSlots; ++slot) {
     barrier_init(base + Block<Page>::kFull + 8 * slot, kLoadWarps);
     barrier_init(base + Block<Page>::kEmpty + 8 * slot, kComputeWarps);
@@ -79,26 +80,20 @@ struct Ring {
 template <class Page>
 struct Loader {
   const Launch& l;
-  const uint32 base, me, queue;  // where the worker's tasks begin
+  const uint32 base, me;
   enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4 };  // parities that barriers are awaited at; the first lap is over
   uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, next;              // slot: of the ring, the next to issue
 
-  MKC_DEVICE Loader(const Launch& launch, uint32 memory, uint32 worker, int loader)
-      : l(launch), base(memory), me(loader), queue(launch.bounds[worker]), next(cycles() + l.pace / kLoadWarps * loader) {}
+  MKC_DEVICE Loader(const Launch& launch, uint32 memory, int loader)
+      : l(launch), base(memory), me(loader), next(cycles() + l.pace / kLoadWarps * loader) {}
   MKC_DEVICE void run(uint32 id) {
-    const uint32 tasks = l.bounds[id + 1] - queue, begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
+    const uint32 queue = l.bounds[id], begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
     if (begin == end) return;
-    Stream following = l.streams[begin];
-    ask(following);
-    bool open = true;
-    for (uint32 step = 0, first = 0; open && step < l.steps[0]; ++step, first += tasks)
-      for (uint32 i = begin; open && i < end; ++i) {
-        const Stream stream = following;
-        following = l.streams[i + 1 < end ? i + 1 : begin];
-        if (stream.fragments) ask(following);
-        open = stream.fragments ? weights(stream) : keys(stream, first + stream.place);
-        if (!stream.fragments) ask(following);
-      }
+    keep(kQueue, Quad{queue, l.bounds[id + 1] - queue, begin, end});
+    keep(kStep, Quad{0, l.steps[0], 0, 0});
+    look_up(begin), ask();
+    uint32 record = begin;
+    while (kept(kStep).y && load(record)) record = after(record);
     MKC_NO_UNROLL
     for (uint32 distance = window(); distance > 0; --distance) follow(distance);  // shared memory must outlive every copy into it
     answer();
@@ -123,6 +118,35 @@ struct Loader {
   }
 
  private:
+  // What a loader has no registers for, in shared memory: the record that follows; the worker's first task, how many it has, and where
+  // its records begin and end; the number of the step's first task, and how many steps are left.
+  enum Kept : uint32 { kFollowing, kQueue, kStep };
+  MKC_DEVICE Quad kept(Kept what) const { return load_shared(place() + sizeof(Entry) + 16 * what); }
+  MKC_DEVICE void keep(Kept what, const Quad& v) const { store_shared(place() + sizeof(Entry) + 16 * what, v); }
+  MKC_DEVICE Stream following() const {
+    const Quad v = kept(kFollowing);
+    return {v.x, v.y, v.z, v.w};
+  }
+  MKC_DEVICE void look_up(uint32 record) const {
+    const Stream stream = l.streams[record];
+    keep(kFollowing, Quad{stream.first, stream.fragments, stream.place, stream.words});
+  }
+  MKC_DEVICE uint32 after(uint32 record) const {
+    const Quad queue = kept(kQueue), step = kept(kStep);
+    if (record + 1 < queue.w) return record + 1;
+    keep(kStep, Quad{step.x + queue.y, step.y - 1, 0, 0});
+    return queue.z;
+  }
+
+  MKC_DEVICE bool load(uint32 record) {
+    const Stream stream = following();
+    const Quad queue = kept(kQueue);
+    look_up(record + 1 < queue.w ? record + 1 : queue.z);
+    if (stream.fragments) ask();
+    const bool open = stream.fragments ? weights(stream) : keys(stream);
+    if (!stream.fragments) ask();
+    return open;
+  }
   MKC_DEVICE bool weights(const Stream& stream) {
     const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
@@ -134,23 +158,25 @@ struct Loader {
   }
   // How many rows a cache has is known once the first task of the step that asks has got there. It has shown the position
   // to this thread, and with it what earlier steps appended; `show_to_copies` shows that to the copies.
-  MKC_DEVICE bool keys(const Stream& stream, uint32 number) {
+  MKC_DEVICE bool keys(const Stream& stream) {
     answer();
     if (stream.awaits()) {
+      const uint32 number = kept(kStep).x + stream.place;
       if (!comes([&] { return static_cast<int32>(load_acquire_shared(base + Block<Page>::kReached) - number) > 0; })) return false;
       show_to_copies();
     }
     const Entry& entry = *static_cast<const Entry*>(__cvta_shared_to_generic(place()));
     return Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
   }
-  // Where a task's keys lie is brought while the slots before them are issued.
-  MKC_DEVICE void ask(const Stream& of) {
+  // Where the next task's keys lie is brought while the slots before them are issued.
+  MKC_DEVICE void ask() {
+    const Stream of = following();
     if (of.fragments) return;
-    copy_entry(place(), l.entries + queue + of.place, answered(), 0);
+    copy_entry(place(), l.entries + kept(kQueue).x + of.place, answered(), 0);
     phases ^= kAnswerOdd;
   }
   MKC_DEVICE void answer() const { barrier_wait(answered(), phases / kAnswerOdd & 1); }  // to the last question, or to none
-  MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * sizeof(Entry); }
+  MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * Block<Page>::kAskedBytes; }
   MKC_DEVICE uint32 answered() const { return base + Block<Page>::kAnswered + 8 * me; }
 
   // Waits for room, or for a position; false when it never comes. Both are there for good once they are there, and when
@@ -191,7 +217,7 @@ struct Loader {
 
 template <class Page>
 MKC_DEVICE void load_weights(const Launch& l, uint32 base, uint32 id, int loader) {
-  Loader<Page>(l, base, id, loader).run(id);
+  Loader<Page>(l, base, loader).run(id);
 }
 
 }  // namespace mkc

@@ -7,20 +7,6 @@
 
 namespace mkc {
 
-// Tasks by their number among all that this worker has run. They are brought in the order of its queue.
-template <class Page>
-struct Tasks {
-  uint32 base;
-  MKC_DEVICE uint32 place(uint32 of) const { return base + Block<Page>::kTasks + of % kEntries * sizeof(Entry); }
-  MKC_DEVICE uint32 brought(uint32 of) const { return base + Block<Page>::kBrought + 8 * (of % kEntries); }
-  MKC_DEVICE uint32 done(uint32 of) const { return base + Block<Page>::kDone + 8 * (of % kEntries); }
-  MKC_DEVICE static uint32 parity(uint32 of) { return of / kEntries & 1; }
-  MKC_DEVICE const Entry& await(uint32 of) const {
-    barrier_wait(brought(of), parity(of));
-    return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of)));
-  }
-};
-
 struct Fragment {  // where a thread stands among the compute warps, and in the tensor cores' fragments
   int warp, row, column;
 };
@@ -28,24 +14,26 @@ struct Fragment {  // where a thread stands among the compute warps, and in the 
 // What a body's compute part knows: where it stands among the compute warps, the ring, and shared memory.
 template <class Page>
 struct Compute : Polls<Page> {
+  using Polls<Page>::base;
+  using Polls<Page>::number;
   Ring<Page> ring;
-  uint32 base, input, sums;  // shared addresses
+  uint32 input, sums;  // shared addresses
   int warp, lane;
-  uint32 number = 0, early = 0;  // of the task among all that this worker has run; whether it may begin before its input
+  uint32 early = 0;  // whether the task may begin before its input
   MKC_DEVICE Compute(const Launch& l, uint32 base, uint32 id, int warp, int lane)
-      : Polls<Page>(l, id),
+      : Polls<Page>(l, base, id),
         ring(l, base, id, warp, lane),
-        base(base),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
         warp(warp),
         lane(lane) {}
-  MKC_DEVICE uint32 slot() const { return ring.address - (warp * kWarpBytes + lane * 16); }  // of the ring, from its first byte
   // Opaque, or the compiler would compute the addresses of all bodies before the first, and run out of registers.
+  MKC_DEVICE uint32 thread() const { return opaque(warp * 32 + lane); }
   MKC_DEVICE Fragment place() const {
-    const uint32 thread = opaque(warp * 32 + lane);
-    return {static_cast<int>(thread / 32), static_cast<int>(thread % 32 / 4), static_cast<int>(thread % 4)};
+    const uint32 t = thread();
+    return {static_cast<int>(t / 32), static_cast<int>(t % 32 / 4), static_cast<int>(t % 4)};
   }
+  MKC_DEVICE uint32 slot() const { return ring.address - thread() * (kWarpBytes / 32); }  // of the ring, from its first byte
   // The task, once what it waits for has come.
   MKC_DEVICE const Entry& begin() const {
     if (!early) meet(kTaskBegins, kBothThreads);
@@ -55,7 +43,7 @@ struct Compute : Polls<Page> {
   MKC_DEVICE const Entry& begin_alone() {
     meet(kInputReady, kBothThreads);
     const Entry& entry = Tasks<Page>{base}.await(number);
-    this->hops = entry.hops, this->index = entry.index;
+    this->hops = entry.hops;
     return entry;
   }
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
@@ -74,20 +62,20 @@ struct Compute : Polls<Page> {
 template <class Page>
 struct Talk : Polls<Page> {
   using Polls<Page>::l;
+  using Polls<Page>::base;
+  using Polls<Page>::number;
   using Polls<Page>::since;
   using Polls<Page>::index;
   Worker<Page>& worker;
-  uint32 base, input, sums;
+  uint32 input, sums;
   uint32 begin, end;   // the worker's queue
-  uint32 number = 0;   // of this task among all that this worker has run
   uint32 turn = 0;     // which of two places the parts of the next total go to
   uint64 ready = 0;
   bool early = false;
 
   MKC_DEVICE Talk(Worker<Page>& w, uint32 base, uint32 begin, uint32 end)
-      : Polls<Page>(w.l, w.id),
+      : Polls<Page>(w.l, base, w.id),
         worker(w),
-        base(base),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
         begin(begin),
@@ -122,7 +110,7 @@ struct Talk : Polls<Page> {
     if (misfit && !this->aborted) [[unlikely]] this->give_up(kMisfit), this->aborted = true;
   }
   MKC_DEVICE void outside(int64 place, uint32 extent) const {
-    Fault{l.report, this->id, 0, worker.step, index}.outside(place, extent);
+    Fault{l.report, this->id, 0, worker.step, index()}.outside(place, extent);
   }
   // The sum of a value over the talking threads, in two halves: everyone gives its part, and the sum is there for all once
   // the sums of the compute warps are. Two places take turns, so that nobody overwrites what another has yet to read.
@@ -143,7 +131,7 @@ struct Talk : Polls<Page> {
     return added_up();
   }
   MKC_DEVICE void dawdle(uint32 moment) const {  // test builds: each warp for itself
-    if (Page::kDelay && team_leader()) worker.dawdle(index, moment * kTalkWarps + team());
+    if (Page::kDelay && team_leader()) worker.dawdle(index(), moment * kTalkWarps + team());
   }
 };
 
@@ -164,6 +152,7 @@ struct Herald {
     if (++coming == end) coming = begin;
   }
   MKC_DEVICE void first() {
+    MKC_NO_UNROLL
     for (uint32 number = 0; number < kEntries; ++number) bring(number);
   }
   // Where no warp does nothing else: when this talking warp is done with a task, and the others are with the one before.
@@ -185,6 +174,7 @@ struct Herald {
       if (!is_done(number)) break;
       bring(number + kEntries);
     }
+    MKC_NO_UNROLL
     for (uint32 i = 0; i < kEntries; ++i) tasks.await(number + i);  // shared memory must outlive every copy into it
   }
   MKC_DEVICE bool is_done(uint32 number) const {
@@ -209,10 +199,10 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
   Compute<Page> c(l, base, id, warp, lane);
   const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
   Stream following = l.streams[begin < end ? begin : 0];
-  for (uint32 first = 0;; first += l.bounds[id + 1] - l.bounds[id]) {
-    meet(kStepBegins, kBothThreads);
-    if (!load_shared_word(base + Block<Page>::kGo)) break;
-    c.use = load_shared_word(base + Block<Page>::kUse);
+  c.use = *l.uses;
+  // Whether there is another step comes with the meeting itself: talking warps that need no others in a step may be at the next.
+  for (uint32 first = 0; meet_any(kStepBegins, kBothThreads, false); first += l.bounds[id + 1] - l.bounds[id]) {
+    ++c.use;
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
@@ -243,11 +233,11 @@ struct Talker {
     const Quad task = load_shared(at), rest = load_shared(at + sizeof(Task) + kMaxOperands * sizeof(void*));
     uint64 taken = 0;
     if (Page::kTrace) taken = talk.ready = clock_ns();
-    talk.hops = rest.x, talk.early = rest.y, talk.index = rest.z;
-    if (lane() == 0) worker.begin_task(talk.index);
+    talk.hops = rest.x, talk.early = rest.y;
+    if (lane() == 0) worker.begin_task(rest.z);
     talk.dawdle(0);
     if (task.x >> 16) await(task.y, task.x >> 16);
-    Page::talk(task.x & 0xFFFFu, talk, entry.operands, entry.task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, talk.index});
+    Page::talk(task.x & 0xFFFFu, talk, entry.operands, entry.task.ranges, Fault{worker.l.report, worker.id, 0, worker.step, rest.z});
     if (const int32 event = entry.task.signal; event >= 0) {
       sync();  // every thread's writes come before lane 0's release
       talk.dawdle(3);
@@ -260,42 +250,29 @@ struct Talker {
     ++talk.number;
   }
   MKC_DEVICE void await(uint32 first, uint32 count) {
-    if (lane() == 0 && !talk.aborted) talk.aborted = !worker.await(first, count, worker.step + 1, talk.index);
+    if (lane() == 0 && !talk.aborted) talk.aborted = !worker.await(first, count, worker.step + 1, talk.index());
     talk.aborted = broadcast(talk.aborted);
     if (Page::kTrace) talk.ready = clock_ns();
   }
   MKC_DEVICE void stamp(uint32 place, uint64 taken) {  // each run has a place of its own
     if (worker.l.stamps == nullptr) return;
     const uint32 each = talk.end - talk.begin;
-    worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index, taken, talk.ready, clock_ns()};
+    worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
   }
   MKC_DEVICE void steps() {
-    const Launch& l = worker.l;
-    const uint32 id = worker.id, used = *l.uses;
+    talk.use = *worker.l.uses;
     for (worker.step = 0;; ++worker.step) {
       const bool go = broadcast(lane() == 0 && !talk.aborted && worker.permitted());
       if (lane() < kPositions) forget_position<Page>(talk.base, lane());
-      if (lane() == 0) {
-        store_shared(talk.base + Block<Page>::kGo, static_cast<uint32>(go));
-        store_shared(talk.base + Block<Page>::kUse, used + worker.step + 1);
-        if (!go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
-      }
-      meet(kStepBegins, kBothThreads);
+      if (lane() == 0 && !go) store_release_shared(talk.base + Block<Page>::kClosed, 1);
+      meet_any(kStepBegins, kBothThreads, go);  // and tell them, who may take a whole step to look
       if (!go) break;
-      talk.use = used + worker.step + 1;
+      ++talk.use;
       for (uint32 place = 0; place < talk.end - talk.begin; ++place) run(place);
-      talk.aborted = any(talk.aborted);
+      talk.aborted = meet_any(kAmongTalk, kTalkThreads, talk.aborted);
     }
     if (is_herald()) copies_done();
-    worker.leave(used + worker.step);
-  }
-  MKC_DEVICE static bool any(bool value) {  // true for all talking threads when it is for one
-    uint32 found;
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbar.red.or.pred q, 5, 128, p;\nselp.u32 %0, 1, 0, q;\n}"
-                 : "=r"(found)
-                 : "r"(static_cast<uint32>(value))
-                 : "memory");
-    return found;
+    worker.leave(talk.use);
   }
 };
 
@@ -305,6 +282,7 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
   const uint32 base = opaque(shared_address(memory));
   if (threadIdx.x == 0) {
     init_ring<Page>(base);
+    MKC_NO_UNROLL
     for (int entry = 0; entry < kEntries; ++entry) {
       barrier_init(base + Block<Page>::kBrought + 8 * entry, kBringers);
       barrier_init(base + Block<Page>::kDone + 8 * entry, kTalkWarps);

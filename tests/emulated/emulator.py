@@ -18,11 +18,13 @@ from mkc.ir.program import EVENT_STRIDE, PLACE, REPORT
 from mkc.targets.kernel import UNTUNED, Tuning, entries, launch_words, pointers, raise_reported
 
 HERE = Path(__file__).parent
+WARPS = 16  # of a block
 FLAGS = ("-std=c++20", "-O2", "-w", "-fno-strict-aliasing", "-shared", "-fPIC")
 
 # By name, in the order of their definitions.
 INSTRUCTIONS = {
     "sync": ["emulated::meet(7, 128);"],
+    "team": ["return lane() / kTeamLanes;"],
     "broadcast": [
         "T& slot = reinterpret_cast<T&>(emulated::block().slot); if (lane() == 0) slot = value; sync(); value = slot; sync(); return value;"
     ],
@@ -51,6 +53,7 @@ INSTRUCTIONS = {
     "load_shared_pair": ["return emulated::get<Pair>(a);"],
     "store_shared": ["emulated::put(a, v);"] * 5,
     "meet": ["emulated::meet(id, threads);"],
+    "meet_any": ["return emulated::meet_any(id, threads, mine);"],
     "arrive": ["emulated::arrive(id, threads);"],
     "barriers_are_set": [""],
     "barrier_init": ["emulated::block().counted[b] = {count, count, 0, 0};"],
@@ -81,7 +84,6 @@ INSTRUCTIONS = {
     "load_words": ["emulated::look_again_later(); return emulated::read<TwoWords>(p);"],
     "load_word": ["emulated::look_again_later(); return *p;"],
     "store_word": ["*p = v;"],
-    "any": ["return emulated::any(value);"],
 }  # fmt: skip
 
 # Instructions in the middle of a function.
@@ -95,6 +97,8 @@ INLINE = {
 def hosted(page: str) -> str:
     """The page as a library of the host."""
     for name, bodies in INSTRUCTIONS.items():
+        if f"{name}(" not in page:  # a header that this page does without
+            continue
         at = 0
         for body in bodies:
             begin, end = _body(page, name, at)
@@ -125,10 +129,13 @@ def _closing(page: str, at: int, pair: str) -> int:
 
 
 class Emulator:
-    """A kernel of streaming workers on the host. Each launch holds other threads up, drawn from its number."""
+    """A kernel of streaming workers on the host. Each launch holds other threads up, drawn from its number.
 
-    def __init__(self, made: Compilation, folder: Path, tuning: Tuning = UNTUNED) -> None:
-        self.program, self.tuning = made.program, tuning
+    The `late` warp of a block, if there is one, moves only when nobody else can.
+    """
+
+    def __init__(self, made: Compilation, folder: Path, tuning: Tuning = UNTUNED, late: tuple[int, int] | None = None) -> None:
+        self.program, self.tuning, self.late = made.program, tuning, late
         source, library = folder / "page.cpp", folder / "page.so"
         source.write_text(hosted(made.source.complete))
         done = subprocess.run(["g++", *FLAGS, "-o", library, source], capture_output=True, text=True, check=False)
@@ -152,6 +159,7 @@ class Emulator:
         places["packed"] = next(a for a, slot in zip(addresses, program.slots, strict=True) if slot.kind is Kind.PACKED)
         words = launch_words(program, places, steps, deadline_ns=2**31, tuning=self.tuning)
         self.launches += 1
-        status = self.library.launch(ctypes.c_void_p(words.ctypes.data), streams.shared_bytes, self.launches)
+        late = -1 if self.late is None else self.late[0] * WARPS + self.late[1]
+        status = self.library.launch(ctypes.c_void_p(words.ctypes.data), streams.shared_bytes, self.launches, late)
         raise_reported(program, report, progress, 2**31)
         assert status == 0, "the page is stuck: see what it printed"

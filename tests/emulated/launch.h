@@ -1,4 +1,5 @@
-// Runs a page, its blocks side by side. `seed` draws who is held up: every time another order that a GPU might have.
+// Runs a page, its blocks side by side. `seed` draws who is held up: every time another order that a GPU might have. A warp that is
+// `late`, counted over all blocks, moves only when all others are done or do no more than poll.
 namespace emulated {
 
 static const mkc::Launch* launched;
@@ -38,8 +39,8 @@ static int stuck() {
   return 2;
 }
 
-static int run_all() {
-  constexpr int kPatience = 20000;  // turns in which everybody only polled
+static int run_all(int late) {
+  constexpr int kPatience = 20000, kOthersPoll = 16;  // turns in which everybody only polled
   int left = static_cast<int>(fibers.size());
   for (int idle = 0; left; ++idle) {
     const bool backwards = std::rand() & 1;
@@ -47,6 +48,7 @@ static int run_all() {
     for (size_t i = 0; i < fibers.size(); ++i) {
       Fiber& f = fibers[backwards ? fibers.size() - 1 - i : i];
       if (f.done || f.thread / kWarp == held || std::rand() % 4 == 0) continue;
+      if (f.block * (kBlock / kWarp) + f.thread / kWarp == late && idle < kOthersPoll) continue;
       if (run(f)) idle = 0;
       left -= f.done;
     }
@@ -61,14 +63,14 @@ static int run_all() {
 
 }  // namespace emulated
 
-extern "C" int launch(const mkc::Launch* words, int shared_bytes, unsigned seed) {
+extern "C" int launch(const mkc::Launch* words, int shared_bytes, unsigned seed, int late) {
   constexpr size_t kStack = 64 << 10;
   emulated::launched = words;
   std::srand(seed);
   const size_t bytes = kStack * words->num_workers * emulated::kBlock;
   void* const stacks = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   emulated::make_fibers(shared_bytes, static_cast<unsigned char*>(stacks), kStack);
-  const int status = emulated::run_all();
+  const int status = emulated::run_all(late);
   munmap(stacks, bytes);
   return status;
 }

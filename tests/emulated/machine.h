@@ -28,7 +28,8 @@ namespace emulated {
 constexpr int kBlock = 512, kWarp = 32;
 
 struct Named {  // a barrier among the warps of a block
-  int arrived = 0, expected = 0;
+  int arrived = 0, expected = 0, votes = 0;
+  bool found = false;
   unsigned generation = 0;
 };
 struct Counted {  // a barrier in shared memory, which copies complete
@@ -58,7 +59,6 @@ struct Block {
   Warp warps[kBlock / kWarp];
   alignas(16) float scratch[4224];
   unsigned long long slot = 0;  // of `broadcast`
-  int votes = 0;
 };
 struct Fiber {
   ucontext_t context;
@@ -96,7 +96,7 @@ inline void arrive(int id, int threads) {
   Named& b = block().named[id];
   if (b.arrived == 0) b.expected = threads;
   if (b.expected != threads) refuse("a barrier is met by another number of threads", id);
-  if (++b.arrived == threads) b.arrived = 0, ++b.generation;
+  if (++b.arrived == threads) b.found = b.votes > 0, b.votes = b.arrived = 0, ++b.generation;
 }
 inline void meet(int id, int threads) {
   Named* const b = &block().named[id];
@@ -106,13 +106,11 @@ inline void meet(int id, int threads) {
                                        "kTaskBegins", "sync", "8", "9", "kOddInputReady", "kInputTaken", "kOddInputTaken"};
   if (b->generation == mine) wait([=] { return b->generation != mine; }, kNames[id]);
 }
-inline bool any(bool value) {
-  block().votes += value;
-  meet(5, 128);
-  const bool found = block().votes != 0;
-  meet(5, 128);
-  block().votes = 0;
-  return found;
+inline bool meet_any(int id, int threads, bool mine) {
+  Named& b = block().named[id];
+  b.votes += mine;
+  meet(id, threads);
+  return b.found;  // until all have met again
 }
 
 inline void expect(unsigned b, int bytes) {

@@ -22,9 +22,12 @@ from laws.test_stream import (
     tiny,
     told,
 )
+from torch import nn
 
 import mkc
+from mkc.frontend.convert import convert
 from mkc.frontend.executable import Executable
+from mkc.frontend.trace import trace
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
 from mkc.passes.stream import stream
 from mkc.targets import cuda
@@ -157,6 +160,34 @@ def test_a_short_ring_gives_the_same_whoever_is_held_up(launches: int, tmp_path:
         executable(list(state.tensors), steps=[3])
         found.append([told(state, 3, [70]), *(cache.tolist() for cache in state.caches)])
     assert all(other == found[0] for other in found)
+
+
+class Count(nn.Module):
+    """One tile of weights, so that the second of two workers has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ones = nn.Linear(64, 8, bias=False)
+        self.ones.weight.data.fill_(1.0)
+        self.register_buffer("at", torch.zeros(1, 8))
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.at.add_(self.ones(x))
+
+
+def test_a_worker_without_streams_takes_every_step_whoever_is_late(tmp_path: Path) -> None:
+    """Its talking warps need no others in a step: they may decide about the next while a compute warp has not looked at this one's."""
+    model, x = Count().to(torch.bfloat16).eval().requires_grad_(False), torch.ones(1, 64, dtype=torch.bfloat16)
+    section = convert(trace(model, (x,), {}), loops=True)
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=2), torch.device("cpu"))
+    streams = executable.compilation.program.streams
+    assert streams is not None
+    assert streams.bounds.tolist() == [0, 1, 1]
+    executable.kernel = emulator = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    for warp in range(8):
+        emulator.late = (1, warp)
+        executable([x], steps=[3])
+    assert model.at.tolist() == [[8 * 3 * 64] * 8]
 
 
 @pytest.mark.parametrize(

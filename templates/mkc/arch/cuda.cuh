@@ -25,12 +25,17 @@ inline constexpr int kTeamLanes = 32;
 MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x) - 256; }
 MKC_DEVICE int lanes() { return 128; }
 MKC_DEVICE void sync() { asm volatile("bar.sync 7, 128;" ::: "memory"); }
+MKC_DEVICE int team() {  // asked anew by each body: what it makes of it would be kept in registers for all of them
+  uint32 thread;
+  asm volatile("mov.u32 %0, %1;" : "=r"(thread) : "r"(threadIdx.x));
+  return static_cast<int>(thread / kTeamLanes) - 8;
+}
 #else
 MKC_DEVICE int lane() { return static_cast<int>(threadIdx.x); }
 MKC_DEVICE int lanes() { return static_cast<int>(blockDim.x); }
 MKC_DEVICE void sync() { __syncthreads(); }
-#endif
 MKC_DEVICE int team() { return lane() / kTeamLanes; }
+#endif
 MKC_DEVICE int teams() { return lanes() / kTeamLanes; }
 MKC_DEVICE int team_lane() { return static_cast<int>(threadIdx.x) % kTeamLanes; }
 MKC_DEVICE bool team_leader() { return team_lane() == 0; }

@@ -65,6 +65,14 @@ MKC_DEVICE void store_shared(uint32 a, const Four& v) {
 
 // ---- barriers among the warps of a block: `id` from 1 to 15, `threads` of those who arrive and those who wait together
 MKC_DEVICE void meet(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+MKC_DEVICE bool meet_any(int id, int threads, bool mine) {  // true for all of them when it is for one
+  uint32 found;
+  asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %3, 0;\nbar.red.or.pred q, %1, %2, p;\nselp.u32 %0, 1, 0, q;\n}"
+               : "=r"(found)
+               : "r"(id), "r"(threads), "r"(static_cast<uint32>(mine))
+               : "memory");
+  return found;
+}
 MKC_DEVICE void arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- barriers in shared memory; arch/sm80.cuh and arch/sm90.cuh wait at them

@@ -59,11 +59,12 @@ struct StreamLinear {
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
   MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
-    if (Norm)
-      for (int line = herald.thread(); line < Depth / 64; line += 32) {
-        fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
-        if (Post::kIs) fetch_ahead(static_cast<const bf16*>(p[4]) + line * 64);
-      }
+    if constexpr (!Norm) return;
+    MKC_NO_UNROLL
+    for (int line = herald.thread(); line < Depth / 64; line += 32) {
+      fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
+      if (Post::kIs) fetch_ahead(static_cast<const bf16*>(p[4]) + line * 64);
+    }
   }
 
   template <class Page>

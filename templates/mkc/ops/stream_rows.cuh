@@ -207,6 +207,7 @@ struct StreamRows {
   }
   static constexpr int kRound = round(), kRounds = (Tiles + kRound - 1) / kRound;  // tiles between two meetings
   static constexpr int kOutputs = Gated ? 4 : 8, kWords = kRound * kOutputs / 4;   // of a tile; of a row in a round
+  static constexpr int kFolded = Batch > 8 ? 16 : Batch > 4 ? 8 : Batch > 2 ? 4 : 2, kLanesARow = 32 / kFolded;
   static_assert(kWords * Batch <= kTalkThreads, "a talking thread has four outputs of one row");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
   static_assert(!(Norm && Merge > 0));
@@ -220,30 +221,32 @@ struct StreamRows {
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
   MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
-    if (Norm)
-      for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
+    if constexpr (!Norm) return;
+    MKC_NO_UNROLL
+    for (int line = herald.thread(); line < Depth / 64; line += 32) fetch_ahead(static_cast<const bf16*>(p[2]) + line * 64);
   }
 
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int row = talk.thread() / kWords, word = talk.thread() % kWords;
-    Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
-    uint32 misfit = 0;
     mkc::Best best;
-    float scale = kRaw ? kUnscaled : 1.0f, squares[kNorm ? Batch : 1] = {};
+    float scale = kRaw ? kUnscaled : 1.0f, squares = 0.0f;
     MKC_NO_UNROLL
-    for (int round = 0, first = r[0].begin; round < kRounds; ++round, first += kRound * kOutputs) {
-      const int n = first + word * 4;
-      const bool mine = row < Batch && n < r[0].end;
+    for (int round = 0; round < kRounds; ++round) {
       if (round == 0 || kChunks > 1) input(talk, p, squares, round == 0);
+      // From here on, for while an input comes it takes the registers.
+      const int thread = talk.thread(), row = thread / kWords, word = thread % kWords;
+      const int n = r[0].begin + round * (kRound * kOutputs) + word * 4;
+      const bool mine = row < Batch && n < r[0].end;
       if (kNorm && round == 0) scale = norm(talk, squares, row);
+      Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+      uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
       if (mine) finish(talk, p[0], row, word, n, scale, extras, misfit, best);
       if (round + 1 < kRounds) talk.sums_are_taken();
+      talk.report(misfit);
     }
     if constexpr (Best > 0) tell(talk, p[0], r[0].begin / Best, best);
-    talk.report(misfit);
     sync();  // the sums lie where the next task's input goes
   }
 
@@ -310,18 +313,21 @@ struct StreamRows {
   }
 
   // ---- the input, chunk by chunk
-  template <class Page, int N>
-  MKC_DEVICE static void input(Talk<Page>& talk, void* const* p, float (&squares)[N], bool is_first) {
+  template <class Page>
+  MKC_DEVICE static void input(Talk<Page>& talk, void* const* p, float& squares, bool is_first) {
     if constexpr (Merge > 0) count_splits(talk, p);
     MKC_NO_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const bool odd = chunk % 2;
       if (chunk > 1) meet(odd ? kOddInputTaken : kInputTaken, kBothThreads);
       const uint32 to = talk.input + odd * kBuffer;
+      float of_rows[kNorm ? kFolded : 1] = {};
       if constexpr (Merge > 0) merge(talk, p, to, chunk * kColumns);
-      else bring(talk, p, to, chunk * kColumns, squares, is_first);
+      else bring(talk, p, to, chunk * kColumns, of_rows, is_first);
       if (chunk == 0 && is_first) talk.input_is_ready();
       else arrive(odd ? kOddInputReady : kInputReady, kBothThreads);
+      if constexpr (kNorm)
+        if (is_first) squares += folded(of_rows, talk.thread());
     }
   }
   // by columns of 8, a few of all rows at a time: brought, scaled by the norm's gain, and laid into shared memory
@@ -393,15 +399,24 @@ struct StreamRows {
       v[i] = wanted ? load_quad(x.data + i % Batch * Step + (begin + column) * 8) : Quad{};
     }
   }
-  // what the sums of a row are to be multiplied with
-  template <class Page, int N>
-  MKC_DEVICE static float norm(const Talk<Page>& talk, float (&squares)[N], int row) {
+  // Sums over the lanes of a warp: half of the rows go to half of the lanes, until a few neighbours have parts of the same row's.
+  template <int Rows = kFolded / 2, int Bit = 16>
+  MKC_DEVICE static float folded(float (&of_rows)[kFolded], uint32 lane) {
+    if constexpr (Rows == 0) return of_rows[0];
     MKC_UNROLL
-    for (int b = 0; b < N; ++b) {
-      MKC_UNROLL
-      for (int bit = 16; bit > 0; bit /= 2) squares[b] += __shfl_xor_sync(0xFFFFFFFFu, squares[b], bit);
-      if (team_leader()) store_shared(talk.input + kParts + (team() * Batch + b) * 4, squares[b]);
+    for (int i = 0; i < Rows; ++i) {
+      const float mine = lane & Bit ? of_rows[i + Rows] : of_rows[i], other = lane & Bit ? of_rows[i] : of_rows[i + Rows];
+      of_rows[i] = mine + __shfl_xor_sync(0xFFFFFFFFu, other, Bit);
     }
+    if constexpr (Rows > 0) return folded<Rows / 2, Bit / 2>(of_rows, lane);
+  }
+  // what the sums of a row are to be multiplied with
+  template <class Page>
+  MKC_DEVICE static float norm(const Talk<Page>& talk, float squares, int row) {
+    const uint32 lane = talk.thread() % 32, warp = talk.thread() / 32, of = lane / kLanesARow;
+    MKC_UNROLL
+    for (int bit = kLanesARow / 2; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
+    if (lane % kLanesARow == 0 && of < Batch) store_shared(talk.input + kParts + (warp * Batch + of) * 4, squares);
     meet(kAmongTalk, kTalkThreads);
     float sum = 0.0f;
     MKC_UNROLL
