@@ -42,11 +42,14 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
 
     With `best` every so many outputs leave only an entry of [P, 2], or [B, P, 2] of several rows: the best of them, and the
     bits of where it stands.
+
+    When `halved`, the weights are two that look gated, but both are of the same outputs: the one meets the first half of
+    x [1, K], the other the second, and the epilogue's first operand is the sum of both.
     """
     ((lo, hi),) = ranges
     begin = first_weight(node)
     end = begin + node.integer("weights")
-    x, stacked = _row(node, ins), ins[begin:end] if node["gated"] else [np.concatenate(ins[begin:end])]
+    x, stacked = _row(node, ins), _stacked(node, ins[begin:end])
     sums = [x @ w[lo:hi].T for w in stacked]
     others = [np.concatenate(ins[end:], axis=1)[:, lo:hi]] if in_pieces(node) else ins[end:]
     y = np.broadcast_to(evaluate(epilogue(node), [*sums, *others]), sums[0].shape)
@@ -54,6 +57,13 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
         return (y,)
     entries = np.stack([_entry(row, lo) for row in y])
     return (entries if batch(node) > 1 else entries[0],)
+
+
+def _stacked(node: Node, ws: Sequence[Array]) -> Sequence[Array]:
+    """The weights of each of the epilogue's first operands."""
+    if node["gated"] and not node["halved"]:
+        return ws
+    return [np.concatenate(ws, axis=1 if node["halved"] else 0)]
 
 
 def _entry(y: Array, first: int) -> Array:
@@ -155,8 +165,18 @@ def _outputs(node: Node) -> int:
 
 def abreast(node: Node, target: Target) -> int:
     """How many tiles are to pass side by side. Of several rows none do."""
-    tiles = -(-_outputs(node) // _tile_outputs(node))
-    return 1 if batch(node) > 1 else tiles_abreast(_depth(node), tiles, target.workers)
+    return 1 if batch(node) > 1 else tiles_abreast(_depth(node), _tiles(node), target.workers)
+
+
+def most_read(node: Node, target: Target) -> tuple[int, int]:
+    """Fragments of the worker with the largest share, and of all."""
+    beside = node.integer("abreast")
+    count, together = fragments(_depth(node), beside), -(-_tiles(node) // beside)
+    return -(-together // target.workers) * count, together * count
+
+
+def _tiles(node: Node) -> int:
+    return -(-_outputs(node) // _tile_outputs(node))
 
 
 def passage(node: Node, ranges: tuple[Range, ...]) -> Tiles:
@@ -179,6 +199,7 @@ def _passing(node: Node) -> Passage:
 
 
 def _depth(node: Node) -> int:
+    """Of a tile: half of K where it is halved."""
     return weights(node)[0].shape[1]
 
 
@@ -190,12 +211,14 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     if batch(node) > 1:
         several = map(str, (batch(node), chunk, group))
         return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(node["gated"]), *merge, *several)
-    flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"]))
-    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _post_norm(node))
+    flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"] and not node["halved"]))
+    return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _rows(node))
 
 
-def _post_norm(node: Node) -> str:
-    """What is known of the norm of x to which a residual is added, as a type."""
+def _rows(node: Node) -> str:
+    """What meets the weights as a row, as a type: x, its halves, or a residual and what is known of the norm of x."""
+    if node["halved"]:
+        return "ops::Halves"
     if not post_epsilon(node):
         return "ops::NoPostNorm"
     return f"ops::PostNorm<{cpp(Const(post_epsilon(node)))}, {cpp(Const(node.number('post_offset')))}>"
@@ -207,10 +230,10 @@ def body(node: Node) -> tuple[str, str] | None:
 
 
 def input_bytes(node: Node) -> int:
-    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums. A residual is a row of its own,
-    behind which lie its sums, and what four talking warps know of four norms."""
-    passing = _passing(node)
-    return 2 * passing.input_bytes + MOST_TILES * SUM_BYTES + 64 if post_epsilon(node) else passing.input_bytes
+    """Of shared memory: the row, padded with zeros; of several as many as fit, and their sums. A residual, or half of a row, is a row
+    of its own, behind which lie its sums, and what four talking warps know of four norms."""
+    passing, two = _passing(node), post_epsilon(node) > 0 or node["halved"]
+    return 2 * passing.input_bytes + MOST_TILES * SUM_BYTES + 64 if two else passing.input_bytes
 
 
 def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:

@@ -19,6 +19,7 @@ from mkc.ops.rms_norm import gain
 from mkc.ops.stream_linear import abreast, extras, first_weight, residual, weights
 from mkc.passes._stream_attention import attend
 from mkc.passes._stream_choice import choose
+from mkc.passes._stream_halves import halve
 from mkc.passes._stream_norms import move_in
 from mkc.passes._uses import Uses, rewritten
 from mkc.passes.fuse import MAX_OPERANDS, without_dead_nodes
@@ -43,7 +44,7 @@ def _streamed(graph: Graph, target: Target) -> Graph:
     """Rewrites that make streams, each of what the one before left; attention between them and the choice after; then who polls whom."""
     for rewrite in (_narrow, _products, _norms, without_dead_nodes, _gates, _neighbours):
         graph = rewrite(graph)
-    graph = choose(_abreast(move_in(_rows_to_all(attend(graph, target))), target), target)
+    graph = halve(choose(_abreast(move_in(_rows_to_all(attend(graph, target))), target), target), target)
     return _publish(without_dead_nodes(graph), target.choices.signalled)
 
 
@@ -119,7 +120,7 @@ def _product(node: Node) -> Node:
     name = node.name.replace("linear", "stream_linear")
     attrs: dict[str, Attr] = dict(
         eps=0.0, offset=0.0, centred=False, shifted=False, post_eps=0.0, post_offset=0.0,
-        merge=0, weights=1, gated=False, abreast=1, best=0, epilogue=epilogue(node),
+        merge=0, weights=1, gated=False, halved=False, abreast=1, best=0, epilogue=epilogue(node),
     )  # fmt: skip
     return replace(node, name=name, op="stream_linear", attrs=tuple(attrs.items()))
 

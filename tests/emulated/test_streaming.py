@@ -37,6 +37,8 @@ MODELS |= {
     "wide": lambda: tiny("Qwen3", intermediate_size=8192, hidden_size=576),
     "heads": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8),
     "short ring": lambda: tiny("Qwen3", head_dim=128, num_attention_heads=8, hidden_size=512, intermediate_size=1536),
+    "few tiles": lambda: tiny("Qwen3", hidden_size=32, intermediate_size=6912, num_hidden_layers=2),
+    "few tiles, turns": lambda: tiny("Llama", hidden_size=32, intermediate_size=8960, num_hidden_layers=2, mlp_bias=True),
     "gemma3, wide": lambda: tiny("Gemma3Text", hidden_size=1152, vocab_size=1000, layer_types=["full_attention"]),
     "gemma3, turns": lambda: tiny("Gemma3Text", hidden_size=2304, vocab_size=500, layer_types=["full_attention"]),
 }
@@ -94,6 +96,16 @@ def test_tiles_pass_side_by_side(kind: str, workers: int, tmp_path: Path) -> Non
     target = cuda.target(arch="sm_90a", workers=workers)
     beside = {node["abreast"] for node in stream(plain(kind), target).nodes if node.op == "stream_linear"}
     assert 8 in beside
+    assert_as_interpreted(kind, workers, [62], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [("few tiles", 3), pytest.param("few tiles, turns", 3, marks=pytest.mark.slow)],
+)
+def test_halves_of_a_row_meet_weights_of_their_own(kind: str, workers: int, tmp_path: Path) -> None:
+    graph = stream(plain(kind), cuda.target(arch="sm_90a", workers=workers))
+    assert any(node["halved"] for node in graph.nodes if node.op == "stream_linear")
     assert_as_interpreted(kind, workers, [62], tmp_path)
 
 

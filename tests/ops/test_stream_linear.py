@@ -30,7 +30,7 @@ class Case:
     def __init__(self, **attrs: Any) -> None:
         self.builder = Builder()
         norm = dict(eps=0.0, offset=0.0, centred=False, shifted=False, post_eps=0.0, post_offset=0.0)
-        self.attrs = norm | dict(merge=0, weights=1, gated=False, abreast=1, best=0, epilogue=Arg(0)) | attrs
+        self.attrs = norm | dict(merge=0, weights=1, gated=False, halved=False, abreast=1, best=0, epilogue=Arg(0)) | attrs
         self.values: dict[str, Array] = {}
         self.inputs: list[Tensor] = []
 
@@ -99,6 +99,13 @@ def test_gated_weights_stand_side_by_side(workers: int) -> None:
     case = Case(weights=2, gated=True, epilogue=epilogue)
     x, gate, up, residual = (case.given(rounded(*shape)) for shape in ((1, 40), (36, 40), (36, 40), (1, 36)))
     assert_rounded(case.run(36, workers), np.maximum(x @ gate.T, 0) * (x @ up.T) + residual)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 132])
+def test_halves_of_a_row_meet_weights_of_their_own(workers: int) -> None:
+    case = Case(weights=2, gated=True, halved=True, epilogue=SUM)
+    x, first, second, residual = (case.given(rounded(*shape)) for shape in ((1, 80), (36, 40), (36, 40), (1, 36)))
+    assert_rounded(case.run(36, workers), x[:, :40] @ first.T + x[:, 40:] @ second.T + residual)
 
 
 def test_parts_of_an_attention_are_merged_by_what_their_keys_weigh() -> None:

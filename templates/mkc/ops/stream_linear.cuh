@@ -11,12 +11,18 @@
 
 namespace mkc::ops {
 
+// What meets the weights: x
 struct NoPostNorm {
-  static constexpr bool kIs = false;
+  static constexpr bool kIs = false, kHalves = false;
 };
+// its two halves, each the rows of weights that are its own, 4 of a tile's 8: outputs are sums of both
+struct Halves {
+  static constexpr bool kIs = false, kHalves = true;
+};
+// or a residual, and x by its norm.
 template <class PostEps, class PostOffset>
 struct PostNorm {
-  static constexpr bool kIs = true;
+  static constexpr bool kIs = true, kHalves = false;
   using Eps = PostEps;
   using Offset = PostOffset;
 };
@@ -31,16 +37,18 @@ struct SecondOf {
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Abreast, int Depth, bool Centred, bool Shifted,
           bool InPieces, bool Gated, int Merge, int Heads, int Best, class Post, class Y, class X, class... Rest>
 struct StreamLinear {
-  using P = Passage<Tiles, Fragments, Abreast, Post::kIs>;
-  static constexpr bool kNorm = Norm;
-  static constexpr int kPadded = Fragments * 32 * P::kSharers, kColumns = (kPadded / 8 + kTalkThreads - 1) / kTalkThreads;
-  static constexpr int kOutputs = (Gated ? 4 : 8) * Abreast;  // of a tile, and those beside it
+  static constexpr bool kNorm = Norm, kHalves = Post::kHalves, kTwo = Post::kIs || kHalves;
+  using P = Passage<Tiles, Fragments, Abreast, kTwo>;
+  static constexpr int kPadded = Fragments * 32 * P::kSharers, kAll = (kHalves ? 2 : 1) * kPadded / 8;  // columns of 8, of x
+  static constexpr int kColumns = (kAll + kTalkThreads - 1) / kTalkThreads;
+  static constexpr int kOutputs = (Gated || kHalves ? 4 : 8) * Abreast;  // of a tile, and those beside it
   static constexpr int kBefore = Norm + Shifted + 2 * Post::kIs + 2 * (Merge > 0);  // operands before the extras
   using Two = TwoRows<Fragments, P::kSharers>;
   static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 8), "two rows that are held in registers");
+  static_assert(!kHalves || !(Norm || Centred || Shifted || InPieces || Gated || Merge || Best), "halves of a row as it is");
   static_assert(P::kRound * kOutputs / 4 * kLanes <= kTalkThreads, "a talking thread has four outputs, or shares them");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
@@ -50,7 +58,7 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments, Abreast, Post::kIs>(c, [&] {
+    multiply_tiles<Tiles, Fragments, Abreast, kTwo>(c, [&] {
       if constexpr (Merge > 0) MergedRow<Depth, Fragments, P::kSharers, Heads, Merge>::bring(c, c.begin_alone().operands);
       else meet(kInputReady, kBothThreads);
     });
@@ -103,7 +111,7 @@ struct StreamLinear {
     }
     talk.report(misfit);
     // Other warps of this worker may read it in their next task; a second row's sums lie where the next task's input goes.
-    if constexpr (!kIsPublished<Y> || Post::kIs) sync();
+    if constexpr (!kIsPublished<Y> || kTwo) sync();
   }
 
  private:
@@ -123,8 +131,16 @@ struct StreamLinear {
     for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
     return v[0];
   }
+  MKC_DEVICE static Four both(uint32 first, uint32 second, float scale) {
+    Four v = total(first, scale);
+    const Four other = total(second, scale);
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) v.at[i] += other.at[i];
+    return v;
+  }
   template <class Page>
   MKC_DEVICE static Products products(const Talk<Page>& talk, int word, float scale) {
+    if constexpr (kHalves) return {both(talk.sums + word * 32, talk.input + Two::kSums + word * 32 + 16, scale), {}};
     const uint32 at = talk.sums + word * (Gated ? 32 : 16);
     return {total(at, scale), Gated ? total(at + 16, scale) : Four{}};
   }
@@ -186,7 +202,7 @@ struct StreamLinear {
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column < kPadded / 8) store_shared(talk.input + column * 16, kNorm ? scaled(v[j], gain[j]) : v[j]);
+        if (column < kAll) store_shared(talk.input + column * 16, kNorm ? scaled(v[j], gain[j]) : v[j]);
       }
       if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
       MKC_UNROLL
@@ -362,17 +378,22 @@ struct StreamLinear {
         if (first + j * kTalkThreads < Depth / 8) visit(value[i] * (kIsPublished<X> ? kUnscaled : 1.0f));
     }
   }
+  // Halves lie one behind the other, each with zeros behind it.
+  MKC_DEVICE static bool is_of_x(int column) {
+    return column < Depth / 8 || (kHalves && kPadded / 8 <= column && column < (kPadded + Depth) / 8);
+  }
+  MKC_DEVICE static int of_x(int column) { return kHalves && column >= kPadded / 8 ? column - (kPadded - Depth) / 8 : column; }
   template <int Count, class Page, class S, class D>
   MKC_DEVICE static void bring(Talk<Page>& talk, Words<bf16, S, D> x, int first, Quad (&v)[Count]) {
     const uint32 bits = use_bits(talk.use);
     TwoWords words[Count];
     MKC_UNROLL
-    for (int j = 0; j < Count; ++j) words[j] = first + j * kTalkThreads < Depth / 8 ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
+    for (int j = 0; j < Count; ++j) words[j] = is_of_x(first + j * kTalkThreads) ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
       for (int j = 0; j < Count; ++j)
-        if (!is_of(words[j], bits)) words[j] = load_words(x.data + 2 * (first + j * kTalkThreads));
+        if (!is_of(words[j], bits)) words[j] = load_words(x.data + 2 * of_x(first + j * kTalkThreads));
       MKC_UNROLL
       for (int j = 0; j < Count; ++j) all &= is_of(words[j], bits);
       return all;
@@ -385,7 +406,7 @@ struct StreamLinear {
     MKC_UNROLL
     for (int j = 0; j < Count; ++j) {
       const int column = first + j * kTalkThreads;
-      v[j] = column < Depth / 8 ? load_quad(x.data + column * 8) : Quad{};
+      v[j] = is_of_x(column) ? load_quad(x.data + of_x(column) * 8) : Quad{};
     }
   }
 };
