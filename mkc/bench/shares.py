@@ -11,7 +11,7 @@ import torch
 
 from mkc.bench import models
 from mkc.compiler import compile_graphs
-from mkc.frontend.decoding import make_state, raise_sections
+from mkc.frontend.decoding import make_state, raise_decoding
 from mkc.ir.program import Part, Program, Words
 from mkc.ir.target import Target
 from mkc.targets import cuda
@@ -21,7 +21,7 @@ def planned(model: str, target: Target, room: int = 2048) -> Program:
     """A step of decoding."""
     made = models.make(model, "meta", "bfloat16")
     with torch.no_grad():
-        _, decoding = raise_sections(made, make_state(made, room, 64), (), 64)
+        decoding = raise_decoding(made, make_state(made, room, 64), ())
     return compile_graphs([decoding.graph], target).program
 
 
