@@ -100,7 +100,9 @@ def foreign(*given: Any, **more: Any) -> Any:
 
 def test_code_of_nobody_known_has_no_digest(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fingerprint(model)
-    for patched, name in ((llama, "rotate_half"), (llama.LlamaMLP, "forward"), (nn.Linear, "forward"), (nn.functional, "silu")):
+    libraries = (llama, "rotate_half"), (llama.LlamaMLP, "forward")
+    torchs = (nn.Linear, "forward"), (nn.functional, "silu"), (torch.Tensor, "split"), (torch, "einsum")
+    for patched, name in (*libraries, *torchs):
         with monkeypatch.context() as only:
             only.setattr(patched, name, foreign)
             assert fingerprint(model) is None

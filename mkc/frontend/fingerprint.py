@@ -94,11 +94,12 @@ def _value(value: Any) -> Iterator[str]:
 
 
 def _code(classes: set[type]) -> Iterator[str]:
-    """Of all modules that these classes can name, from one to the next; and the functions of torch that layers call."""
+    """Of all modules that these classes can name, from one to the next."""
     for base in sorted(classes, key=_name):
         if not _is_read(base):
             yield from _members(base)
-    yield from _members(functional)
+    for owner in (torch, torch.Tensor, functional):
+        _refuse_foreign(owner)
     met: set[str] = set()
     coming = {base.__module__ for base in classes if _is_read(base)}
     while coming:
@@ -114,6 +115,14 @@ def _code(classes: set[type]) -> Iterator[str]:
 
 def _counts(module: str) -> bool:
     return module in sys.modules and module.startswith(READ) and not module.startswith(APART)
+
+
+def _refuse_foreign(owner: Any) -> None:
+    """Raise _Untold where somebody has put a function of his own."""
+    for value in vars(owner).values():
+        if isinstance(value, FunctionType):
+            for _ in _function(value):
+                pass
 
 
 def _members(owner: Any) -> Iterator[str]:
