@@ -199,10 +199,10 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
   Compute<Page> c(l, base, id, warp, lane);
   const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
   Stream following = l.streams[begin < end ? begin : 0];
-  c.use = *l.uses;
+  const uint32 tasks = l.bounds[id + 1] - l.bounds[id], used = *l.uses;
   // Whether there is another step comes with the meeting itself: talking warps that need no others in a step may be at the next.
-  for (uint32 first = 0; meet_any(kStepBegins, kBothThreads, false); first += l.bounds[id + 1] - l.bounds[id]) {
-    ++c.use;
+  for (c.use = used; meet_any(kStepBegins, kBothThreads, false);) {
+    const uint32 first = (c.use++ - used) * tasks;
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];

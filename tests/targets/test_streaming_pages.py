@@ -24,24 +24,25 @@ from mkc.ops._streaming import ABREAST, fragments
 from mkc.passes.render import lay_in
 from mkc.targets import cuda
 
-MOST_SPILLED = 128  # bytes of a thread, all of its bodies together
+MOST_SPILLED = 136  # bytes of a thread, all of its bodies together, where registers cannot change hands
 WITHOUT_LOADERS = ("sm_80", "sm_86", "sm_87", "sm_89")
 TWINS = ("sm_86", "sm_87", "sm_103a", "sm_121a")  # of architectures that are compiled for anyway
 
 
 @cache
-def decode_step(name: str) -> Graph:
-    """One layer of a model in its real width, and its head; on meta, so without weights."""
-    sizes = dict(models.CONFIGURATIONS[name], num_hidden_layers=1)
+def decode_step(name: str, batch: int = 1, page: int | None = None) -> Graph:
+    """Two layers of a model in its real width, which have the bodies of all, and its head; on meta, so without weights."""
+    sizes = dict(models.CONFIGURATIONS[name], num_hidden_layers=2)
+    kinds = dict(layer_types=["sliding_attention", "full_attention"]) if "sliding_window" in sizes else {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.CONFIGURATIONS, name, sizes)
+        patch.setitem(models.CONFIGURATIONS, name, sizes | kinds)
         model = models.make(name, "meta", "bfloat16")
-    return raise_decoding(model, make_state(model, 1024, 16), ()).graph
+    return raise_decoding(model, make_state(model, 1024, 16, batch, page), ()).graph
 
 
 @cache
-def planned(name: str, arch: str) -> Compilation:
-    return compile_graphs([decode_step(name)], cuda.target(arch=arch))
+def planned(name: str, arch: str, batch: int = 1, page: int | None = None) -> Compilation:
+    return compile_graphs([decode_step(name, batch, page)], cuda.target(arch=arch))
 
 
 # ---- without a GPU
@@ -61,10 +62,24 @@ def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
     cubin = cuda.compile_cubin(made.source.complete, arch)
     streams, taken = made.program.streams, cubin.resources
     assert streams is not None
-    assert taken.spill_bytes <= MOST_SPILLED
+    assert taken.spill_bytes <= (MOST_SPILLED if arch in WITHOUT_LOADERS else 0)
     assert taken.registers * (384 if arch in WITHOUT_LOADERS else 512) <= 65536
     assert streams.shared_bytes + taken.shared_bytes <= made.target.scratch_bytes
     assert "ignored" not in cubin.log  # registers that were to change hands
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "page"),
+    [
+        ("qwen3-0.6b", 8, 128),
+        *(pytest.param(*given, marks=pytest.mark.slow) for given in (("qwen3-0.6b", 16, None), ("qwen3-0.6b", 2, None))),
+        *(pytest.param("qwen3-8b", batch, None, marks=pytest.mark.slow) for batch in (1, 2, 8, 16)),
+        *(pytest.param(name, 1, None, marks=pytest.mark.slow) for name in ("qwen3-1.7b", "qwen2.5-1.5b", "tiny")),
+    ],
+)
+def test_nothing_spills_where_registers_change_hands(name: str, batch: int, page: int | None) -> None:
+    taken = cuda.compile_cubin(planned(name, "sm_90a", batch, page).source.complete, "sm_90a").resources
+    assert (taken.spill_bytes, taken.stack_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("choices", [Choices(signalled=EDGES), Choices(splits=1, signalled=("heads",))])
@@ -83,7 +98,7 @@ def test_the_ring_takes_the_shared_memory_there_is(arch: str) -> None:
     assert streams.paced == target.bulk_copies == (arch not in WITHOUT_LOADERS)
 
 
-@pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.01), ("gemma-3-1b", 0.01)])
+@pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.02), ("gemma-3-1b", 0.01)])
 def test_hardly_more_than_the_weights_is_read(name: str, padding: float) -> None:
     streams = planned(name, "sm_90a").program.streams
     assert streams is not None
