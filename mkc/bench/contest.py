@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mkc.bench.variants import BENCH, Build, Variant, unpack
 
 RUNS = 3  # of a turn, after one that does not count
 STAMPED = 8  # steps at most
+STAMPS = ("names", "headers", "bodies", "stamps")  # arrays of a child's file
 BUILDING = 0.6  # of the time at most, so that one that never ends leaves some to the others
 PATIENCE = 120.0  # seconds with what was begun: a kernel that hangs says so long before
 
@@ -174,7 +176,8 @@ class _Contest:
 
 def _account(file: Path) -> str:
     """Of what a child has stamped."""
-    with np.load(file) as held:
-        labels = Labels.made(held["names"].tolist(), held["headers"].tolist(), held["bodies"].tolist())
-        found = phases(held["stamps"], labels)
+    with ZipFile(file) as archive:
+        held = {name: np.lib.format.read_array(archive.open(f"{name}.npy"), allow_pickle=False) for name in STAMPS}
+    labels = Labels.made(held["names"].tolist(), held["headers"].tolist(), held["bodies"].tolist())
+    found = phases(held["stamps"], labels)
     return f"{table(found)}\n{spreads(found)}"

@@ -156,7 +156,7 @@ def test_keys_come_through_the_ring(kind: str, workers: int, start: int, tmp_pat
     assert_as_interpreted(kind, workers, [start], tmp_path)
 
 
-@pytest.mark.parametrize("launches", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launches", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_short_ring_gives_the_same_whoever_is_held_up(launches: int, tmp_path: Path) -> None:
     """Three slots, and four of them to each block of keys: every warp comes by the same slot again within a block."""
     state, section = decoding(MODELS["short ring"](), 70)

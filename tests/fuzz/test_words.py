@@ -44,6 +44,7 @@ READERS = {
     "MKC_POISON": config.poison,
     "MKC_CHECK": config.checks,
     "MKC_TUNED": config.tuned,
+    "MKC_KEEP": config.keeps,
 }
 
 

@@ -22,7 +22,7 @@ machines = st.builds(machine, st.integers(1, 264), st.sampled_from((0.01, 1.0, 2
 def nodes() -> dict[str, list[Node]]:
     """Nodes of some large random models, before and after they are fused, by operator."""
     found: dict[str, list[Node]] = {}
-    for seed in range(25):
+    for seed in range(16):
         model = RandomModel(seed, size=30)
         graph = raised(model, *model.example_inputs).graph
         for node in (*graph.nodes, *fuse(graph).nodes):
@@ -30,12 +30,13 @@ def nodes() -> dict[str, list[Node]]:
     return found
 
 
-def elements(tensor: Tensor) -> set[int]:
-    """Where in its storage."""
+@cache
+def elements(tensor: Tensor) -> np.ndarray:
+    """Where in its storage, sorted."""
     places = np.full(tensor.shape, tensor.layout.offset)
     for indices, stride in zip(np.indices(tensor.shape, sparse=True), tensor.layout.strides, strict=True):
         places = places + indices * stride
-    return set(places.ravel().tolist())
+    return np.unique(places)
 
 
 def tiled(data: st.DataObject) -> tuple[Node, Tiling]:
@@ -53,7 +54,7 @@ def test_omaps_cover_every_output_exactly_once(data: st.DataObject) -> None:
             times[tuple(slice(*interval) for interval in tile_map.at(ranges))] += 1
         assert (times == 1).all()
         assert tile_map.tensor.storage == output.storage
-        assert elements(tile_map.tensor) == elements(output)
+        assert np.array_equal(elements(tile_map.tensor), elements(output))
 
 
 @given(st.data())
@@ -61,7 +62,8 @@ def test_imaps_stay_inside_what_the_operator_reads(data: st.DataObject) -> None:
     node, tiling = tiled(data)
     assert len(tiling.grid) <= MAX_AXES
     for tile_map in tiling.imaps:
-        assert any(t.storage == tile_map.tensor.storage and elements(tile_map.tensor) <= elements(t) for t in node.inputs)
+        read = elements(tile_map.tensor)
+        assert any(t.storage == tile_map.tensor.storage and np.isin(read, elements(t)).all() for t in node.inputs)
         for ranges in tiling.ranges():
             box = zip(tile_map.at(ranges), tile_map.tensor.shape, strict=True)
             assert all(0 <= lo < hi <= extent for (lo, hi), extent in box)
