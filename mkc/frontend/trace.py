@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import config as fx_config
 from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
@@ -221,12 +222,12 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], st
 @contextmanager
 def _no_stack_traces() -> Iterator[None]:
     """Nobody reads where in the source each call was made, and finding out takes a seventh of a trace. Needs torch 2.13."""
-    before = getattr(fx.config, "do_not_emit_stack_traces", False)
-    fx.config.do_not_emit_stack_traces = True
+    before = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
     try:
         yield
     finally:
-        fx.config.do_not_emit_stack_traces = before
+        fx_config.do_not_emit_stack_traces = before
 
 
 def _described(program: torch.export.ExportedProgram, mutated: dict[fx.Node, fx.Node] | None) -> Traced:
