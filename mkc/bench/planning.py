@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
@@ -52,16 +53,11 @@ def planning(model: str, prompt: int | None, target: Target, cubin: bool = False
 @contextmanager
 def _nothing_kept() -> Iterator[None]:
     """At first: a cache of its own."""
-    before = {name: os.environ.get(name) for name in ("MKC_CACHE_DIR", "MKC_KEEP")}
-    with tempfile.TemporaryDirectory(prefix="mkc-planning-") as folder:
-        os.environ.update(MKC_CACHE_DIR=folder, MKC_KEEP="1")
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+    with (
+        tempfile.TemporaryDirectory(prefix="mkc-planning-") as folder,
+        mock.patch.dict(os.environ, MKC_CACHE_DIR=folder, MKC_KEEP="1"),
+    ):
+        yield
 
 
 def _raised(model: PreTrainedModel, state: State, prompt: int | None) -> Raised:

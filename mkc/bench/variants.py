@@ -1,6 +1,5 @@
 """A text or a file of TOML -> Variants; a Variant -> a tree to import. What is compared: a state of mkc, planned and run in one way."""
 
-
 import io
 import re
 import shutil

@@ -15,6 +15,5 @@ def maker(b: Builder, x: Tensor, op: str) -> Node | None:
 
 def changed_since(b: Builder, node: Node, x: Tensor) -> bool:
     """True when what `node` read of x is no longer there."""
-    writers = b.writers.get(x.storage)
-    last = writers[-1] if writers else node
-    return last is not node and any(later is last for later in takewhile(lambda n: n is not node, reversed(b.nodes)))
+    later = takewhile(lambda n: n is not node, reversed(b.nodes))
+    return any(t.storage == x.storage for n in later for t in n.outputs)

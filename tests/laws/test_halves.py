@@ -56,6 +56,9 @@ def test_both_halves_are_of_the_weight_that_was_whole() -> None:
     assert [(t.shape, t.layout.strides, t.layout.offset) for t in (first, second)] == [((1152, 3456), (6912, 1), at) for at in (0, 3456)]
 
 
-@pytest.mark.parametrize("change", [dict(eps=1e-6), dict(rows=2), dict(best=16), dict(n=1056), dict(depth=256)])
+@pytest.mark.parametrize(
+    "change",
+    [dict(eps=1e-6), dict(rows=2), dict(best=16), dict(n=1056), dict(depth=256), dict(n=1154), dict(depth=6920)],
+)
 def test_what_is_not_a_row_as_it_is_or_comes_out_even_stays_whole(change: dict[str, Any]) -> None:
     assert not halved(product(**(dict(n=1152, depth=6912) | change)), 132)["halved"]

@@ -22,7 +22,7 @@ machines = st.builds(machine, st.integers(1, 264), st.sampled_from((0.01, 1.0, 2
 def nodes() -> dict[str, list[Node]]:
     """Nodes of some large random models, before and after they are fused, by operator."""
     found: dict[str, list[Node]] = {}
-    for seed in range(16):
+    for seed in range(25):
         model = RandomModel(seed, size=30)
         graph = raised(model, *model.example_inputs).graph
         for node in (*graph.nodes, *fuse(graph).nodes):

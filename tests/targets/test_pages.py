@@ -126,10 +126,10 @@ def graphs_of(name: str) -> list[Graph]:
 
 
 def _is_much_alike(name: str, arch: str) -> bool:
-    """Whether other pages and architectures show what there is to see: NVRTC takes up to 20 s for one."""
+    """Whether other pages and architectures show what there is to see: NVRTC takes 20 s for one of these."""
     if name == "pool of pages":
         return arch not in ("sm_80", "sm_90a", "sm_120a")
-    return arch in ("sm_87", "sm_103a", "sm_121a") and not name.startswith("0")
+    return name == "adder float32" and arch in ("sm_87", "sm_103a", "sm_121a")
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,7 @@ def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
     resources = cuda.compile_cubin(made.source.complete, arch).resources
     assert resources.registers > 0
     if arch == "sm_90a":
-        spilled, stack = TAKEN.get(name, (0, 0))
-        assert resources.spill_bytes <= spilled
-        assert resources.stack_bytes <= stack
+        assert (resources.spill_bytes, resources.stack_bytes) == TAKEN.get(name, (0, 0))
 
 
 def test_the_pages_hold_every_operator() -> None:
