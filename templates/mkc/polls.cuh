@@ -12,12 +12,13 @@ template <class Page>
 struct Tasks {
   uint32 base;
   MKC_DEVICE uint32 place(uint32 of) const { return base + Block<Page>::kTasks + of % kEntries * sizeof(Entry); }
+  MKC_DEVICE const Entry& entry(uint32 of) const { return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of))); }
   MKC_DEVICE uint32 brought(uint32 of) const { return base + Block<Page>::kBrought + 8 * (of % kEntries); }
   MKC_DEVICE uint32 done(uint32 of) const { return base + Block<Page>::kDone + 8 * (of % kEntries); }
   MKC_DEVICE static uint32 parity(uint32 of) { return of / kEntries & 1; }
   MKC_DEVICE const Entry& await(uint32 of) const {
     barrier_wait(brought(of), parity(of));
-    return *static_cast<const Entry*>(__cvta_shared_to_generic(place(of)));
+    return entry(of);
   }
 };
 
@@ -61,7 +62,7 @@ struct Polls {
   }
   MKC_DEVICE void give_up(uint32 reason) const { seldom(l, id, index(), use, reason); }
   // Into Launch::tasks. Looked up again: whoever keeps it has a register less for all that waits.
-  MKC_DEVICE uint32 index() const { return load_shared_word(Tasks<Page>{base}.place(number) + __builtin_offsetof(Entry, index)); }
+  MKC_DEVICE uint32 index() const { return Tasks<Page>{base}.entry(number).index; }
   // Out of the way of what is run at every task.
   MKC_NOINLINE static void seldom(const Launch& l, uint32 id, uint32 task, uint32 use, uint32 reason) {
     Worker<Page> worker(l, id);
