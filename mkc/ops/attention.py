@@ -320,7 +320,7 @@ def _seen_as(view: Layout, made: Layout, operand: Layout) -> Layout | None:
         return operand.expand(view.shape)
     found = {(n, s): step for n, s, step in zip(made.shape, made.strides, operand.strides, strict=True) if n > 1}
     dims = [(n, 0 if n == 1 else s) for n, s in zip(view.shape, view.strides, strict=True)]
-    last = dims[-1][0] == 1 or dims[-1] == (made.shape[-1], made.strides[-1])
+    last = dims[-1][1] == 0 or dims[-1] == (made.shape[-1], made.strides[-1])
     if not last or view.offset != made.offset or any(s and (n, s) not in found for n, s in dims):
         return None
     return Layout(view.shape, tuple(found[n, s] if s else 0 for n, s in dims), operand.offset)

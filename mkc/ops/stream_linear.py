@@ -38,7 +38,7 @@ def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tu
     With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. With `post_eps`, of
     one row, the x in it is residual + x / sqrt(mean(x^2) + post_eps) * (its gain + post_offset). The weights are
     one below the other, and the epilogue's first operand is their product with x'; a further one comes in as many pieces
-    [1, N_i]. When `gated`, they are two and lie side by side: its first two operands.
+    [B, N_i]. When `gated`, they are two and lie side by side: its first two operands.
 
     With `best` every so many outputs leave only an entry of [P, 2], or [B, P, 2] of several rows: the best of them, and the
     bits of where it stands.
@@ -210,7 +210,7 @@ def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
     merge = map(str, (node["merge"], heads, best(node)))
     if batch(node) > 1:
         several = map(str, (batch(node), chunk, group))
-        return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(node["gated"]), *merge, *several)
+        return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(in_pieces(node)), truth(node["gated"]), *merge, *several)
     flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"] and not node["halved"]))
     return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _rows(node))
 

@@ -14,7 +14,6 @@ from mkc.ops.rms_norm import ROUNDED, gain
 from mkc.passes._uses import Uses, rewritten
 
 UNIT, DEEPEST = 16, 256  # heads are so many units deep, as deep as that at most
-DEPTHS = (64, 128)  # of the heads of several sequences together
 
 
 def attend(graph: Graph, target: Target) -> Graph:
@@ -93,18 +92,14 @@ def _chain(uses: Uses, number: int) -> _Chain | None:
     out = uses.nodes[end].output
     lines = tuple(_table(t, q.shape[0]) for t in table)
     chain = _Chain(queries, keys, values, (first.cache, second.cache), lines, first.position, out, end, absorbed)
-    return chain if q.shape[0] == 1 or (window(node) == 0 and _may_go_together(uses, chain)) else None
+    return chain if q.shape[0] == 1 or _are_published(uses, chain) else None
 
 
-def _may_go_together(uses: Uses, chain: _Chain) -> bool:
-    """Several sequences have heads that are turned whole or not at all, a task for all that share keys, and rows that streams publish."""
-    rows = (chain.queries.tensor, chain.keys.tensor, chain.values)
-    (heads, depth), groups = rows[0].shape[-2:], rows[1].shape[-2]
-    turned = all(t.dtype is DType.BF16 and t.shape[-1] == depth for t in chain.queries.angles)
-    plain = depth in DEPTHS and shares(heads, groups) == 1 and chain.queries.offset == 0.0
+def _are_published(uses: Uses, chain: _Chain) -> bool:
+    """The rows of several sequences: streams make them, and nobody else reads them."""
     readers = (*chain.absorbed, *(number for _, number in (*chain.queries.read, *chain.keys.read)))
-    published = all(uses.maker(t, "stream_linear") is not None and uses.is_private(t, *readers) for t in rows)
-    return plain and turned and published
+    rows = (chain.queries.tensor, chain.keys.tensor, chain.values)
+    return all(uses.maker(t, "stream_linear") is not None and uses.is_private(t, *readers) for t in rows)
 
 
 def _end(uses: Uses, number: int) -> int | None:
@@ -243,16 +238,16 @@ def _turning(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Turning | 
     number = _step(uses, tensor, reader, "rotary")
     if number is not None and (lines := _lines(uses.nodes[number], batch)):
         return _Turning(uses.nodes[number].inputs[0], lines, (number,))
-    return _turning_of_some(uses, tensor, reader) if batch == 1 else None
+    return _turning_of_some(uses, tensor, reader, batch)
 
 
-def _turning_of_some(uses: Uses, tensor: Tensor, reader: int) -> _Turning | None:
+def _turning_of_some(uses: Uses, tensor: Tensor, reader: int, batch: int) -> _Turning | None:
     """Two nodes fill the tensor: one turns the first dims of a source, and one copies those that follow."""
     writers = uses.writers[tensor.storage]
     if len(writers) != 2 or not uses.is_private(tensor, reader) or {uses.nodes[w].op for w in writers} != {"rotary", "elementwise"}:
         return None
     turns, copies = sorted(writers, key=lambda w: uses.nodes[w].op != "rotary")
-    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns], 1)
+    turned, copied, lines = uses.nodes[turns], uses.nodes[copies], _lines(uses.nodes[turns], batch)
     if not lines or copied["expr"] != Arg(0) or len(copied.inputs) != 1:
         return None
     source = _side_by_side(turned.inputs[0], copied.inputs[0])
@@ -305,16 +300,14 @@ def _matrix(tensor: Tensor, depth: int) -> Tensor | None:
 
 
 def _heads(tensor: Tensor, depth: int, batch: int) -> Tensor | None:
-    """As `_matrix`; of several sequences [B, N, depth], each one's rows without gaps."""
+    """As `_matrix`; of several sequences [B, N, depth]."""
     if batch == 1:
         return _matrix(tensor, depth)
     step = tensor.layout.strides[0]
     if tensor.shape[0] != batch or step % VECTOR:
         return None
     each = _matrix(tensor.view(tensor.layout.select(0, 0)), depth)
-    if each is None or not each.layout.is_contiguous:
-        return None
-    return each.view(Layout((batch, *each.shape), (step, depth, 1), tensor.layout.offset))
+    return each and each.view(Layout((batch, *each.shape), (step, *each.layout.strides), tensor.layout.offset))
 
 
 def _line(tensor: Tensor, batch: int) -> Tensor | None:

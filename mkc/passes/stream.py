@@ -282,11 +282,11 @@ def _neighbours(graph: Graph) -> Graph:
 
 
 def _may_join(uses: Uses, node: Node) -> bool:
-    """Nothing further is done to the result, or of one row one parameter added, or the like."""
+    """Nothing further is done to the result, or one parameter added, or the like."""
     out, others = node.output, extras(node)
     plain = len(others) < 2 and all(t.storage.kind is Kind.PARAM for t in others) and out.shape[1] % WORD == 0
     scratch = uses.maker(out, node.op) is not None and out.dtype is DType.BF16 and out.storage not in uses.returned
-    return plain and scratch and (out.shape[0] == 1 or (not others and _has_rows_of_its_own(uses, out)))
+    return plain and scratch and (out.shape[0] == 1 or _has_rows_of_its_own(uses, out))
 
 
 def _has_rows_of_its_own(uses: Uses, out: Tensor) -> bool:

@@ -24,6 +24,17 @@ template <class T, int N, int D, long long S, long long One>
 constexpr long long kStep<Words<T, Shape<N, D>, Stride<S, One>>> = S;
 template <class T, int Batch, int N, int D, long long Apart, long long S, long long One>
 constexpr long long kStep<Words<T, Shape<Batch, N, D>, Stride<Apart, S, One>>> = S;  // of each sequence
+
+// How far apart the rows of sequences are, of the last of these: 0 where there is one sequence.
+template <class... V>
+constexpr long long kApart = 0;
+template <class T, int Batch, int N, int D, long long Step, long long S, long long One>
+constexpr long long kApart<Words<T, Shape<Batch, N, D>, Stride<Step, S, One>>> = Step;
+template <class T, int Batch, int D, long long Step>
+constexpr long long kApart<View<T, Shape<Batch, D>, Stride<Step, 1>>> = Step;
+template <class First, class Second, class... More>
+constexpr long long kApart<First, Second, More...> = kApart<Second, More...>;
+
 template <class V>
 constexpr int kEach = kIsPublished<V> ? 4 : 1;  // elements of what its pointer points at
 
@@ -33,7 +44,7 @@ template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Split
 struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Pages, Batch, Parts, Lse, Keys, Values,
                                           Q, K, V, Rest...>,
                              Scale, Splits, Window, Shares, Heads, Pages, Batch, Parts, Lse, Keys> {
-  static_assert(AnyAttention::kBatch == 1 && Turned % 16 == 0 && Turned <= D, "a sequence, whose rows a few lanes hold");
+  static_assert(Turned % 16 == 0 && Turned <= D, "rows that a few lanes hold");
   using Angle = typename LastElement<Rest...>::Type;
   static constexpr int kGroup = AnyAttention::Attend::kGroup, kPitch = AnyAttention::Attend::kPitch;
   static constexpr int kNewKey = AnyAttention::Attend::kNewKey, kTables = AnyAttention::Attend::kTables;
@@ -45,7 +56,8 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
     constexpr int kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
     const uint32 thread = talk.thread(), column = thread % kLanes * 8, first_row = thread / kLanes;
     Angles cos{}, sin{};
-    if (column < Turned) cos.load(p[kTables + 2 * Norm], column), sin.load(p[kTables + 1 + 2 * Norm], column);
+    const int angle = where.sequence * kApart<Rest...> + column;
+    if (column < Turned) cos.load(p[kTables + 2 * Norm], angle), sin.load(p[kTables + 1 + 2 * Norm], angle);
     Quad gains[Norm ? kPasses : 1];
     MKC_UNROLL
     for (int pass = 0; pass < kPasses && Norm; ++pass) {
@@ -81,7 +93,8 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
   // 8 elements of this thread's rows of q, of k and of v: published ones all at once
   template <int Rows, int Passes, class Page, class Where>
   MKC_DEVICE static void take(Talk<Page>& talk, void* const* p, const Where& where, uint32 first_row, uint32 column, float (&x)[Passes][8]) {
-    const uint32 head = where.part * kGroup;
+    const uint32 q = where.sequence * kApart<Q> + where.part * kGroup * kStep<Q> + column;
+    const uint32 k = where.sequence * kApart<K> + where.head() * kStep<K> + column, v = where.sequence * kApart<V> + where.head() * kStep<V> + column;
     if constexpr (kIsPublished<Q> && kIsPublished<K> && kIsPublished<V>) {
       const uint32 bits = use_bits(talk.use);
       const uint64 old = bits | static_cast<uint64>(bits) << 32;
@@ -90,9 +103,7 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
       MKC_UNROLL
       for (int pass = 0; pass < Passes; ++pass) {
         const uint32 row = pass * Rows + first_row;
-        from[pass] = row < kGroup    ? Q(p[4]).data + ((head + row) * kStep<Q> + column) / 4
-                     : row == kGroup ? K(p[5]).data + (where.head() * kStep<K> + column) / 4
-                                     : V(p[6]).data + (where.head() * kStep<V> + column) / 4;
+        from[pass] = row < kGroup ? Q(p[4]).data + (q + row * kStep<Q>) / 4 : row == kGroup ? K(p[5]).data + k / 4 : V(p[6]).data + v / 4;
       }
       talk.let_others_finish();
       talk.poll([&] {
@@ -114,9 +125,9 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
       MKC_UNROLL
       for (int pass = 0; pass < Passes; ++pass) {
         const uint32 row = column < D ? pass * Rows + first_row : kGroup + 2;
-        if (row < kGroup) take(talk, Q(p[4]).data + ((head + row) * kStep<Q> + column) / kEach<Q>, x[pass]);
-        if (row == kGroup) take(talk, K(p[5]).data + (where.head() * kStep<K> + column) / kEach<K>, x[pass]);
-        if (row == kGroup + 1) take(talk, V(p[6]).data + (where.head() * kStep<V> + column) / kEach<V>, x[pass]);
+        if (row < kGroup) take(talk, Q(p[4]).data + (q + row * kStep<Q>) / kEach<Q>, x[pass]);
+        if (row == kGroup) take(talk, K(p[5]).data + k / kEach<K>, x[pass]);
+        if (row == kGroup + 1) take(talk, V(p[6]).data + v / kEach<V>, x[pass]);
       }
     }
   }

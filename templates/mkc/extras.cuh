@@ -36,8 +36,8 @@ template <int Skip, class... V>
 struct Pieces {
   Four v = {};
   template <class Talk>
-  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
-    (read_piece<V>(talk, *p++, n), ...);
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n, int row = 0) {
+    (read_piece<V>(talk, *p++, n, row), ...);
   }
   template <class Expr, class... Values>
   MKC_DEVICE float of(int i, Values... values) const {
@@ -46,9 +46,9 @@ struct Pieces {
 
  private:
   template <class Piece, class Talk>
-  MKC_DEVICE void read_piece(Talk& talk, void* p, int& n) {  // n counts from the piece's first
+  MKC_DEVICE void read_piece(Talk& talk, void* p, int& n, int row) {  // n counts from the piece's first
     FourOf<Piece> four;
-    if (n >= 0 && n < Piece::extent(1)) four.read(talk, p, n), v = four.v;
+    if (n >= 0 && n < Piece::extent(1)) four.read(talk, p, n, row), v = four.v;
     n -= Piece::extent(1);
   }
 };
@@ -56,8 +56,8 @@ template <int Skip, class First, class... Rest>
   requires(Skip > 0)
 struct Pieces<Skip, First, Rest...> : Pieces<Skip - 1, Rest...> {
   template <class Talk>
-  MKC_DEVICE void read(Talk& talk, void* const* p, int n) {
-    Pieces<Skip - 1, Rest...>::read(talk, p + 1, n);
+  MKC_DEVICE void read(Talk& talk, void* const* p, int n, int row = 0) {
+    Pieces<Skip - 1, Rest...>::read(talk, p + 1, n, row);
   }
 };
 

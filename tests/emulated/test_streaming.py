@@ -216,7 +216,13 @@ def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int,
         ("qwen3", 12, (0, 129)),
         ("llama", 3, (63, 1, 2, 64, 127, 128, 3, 186)),
         ("wide", 2, (62, 130)),
+        ("gemma2", 5, (127, 15)),  # heads of 256, a window
+        ("qwen2", 3, (127, 62)),  # 14 heads of queries for one of keys, joined biases
         pytest.param("heads", 1, SIXTEEN, marks=pytest.mark.slow),
+        pytest.param("mistral", 3, (130, 62, 69), marks=pytest.mark.slow),
+        pytest.param("gpt-neox", 3, (130, 62), marks=pytest.mark.slow),  # some dims are turned; a gap from head to head
+        pytest.param("llama, biased", 4, (127, 0), marks=pytest.mark.slow),
+        pytest.param("granite", 4, (129, 1), marks=pytest.mark.slow),
     ],
 )
 def test_several_sequences(kind: str, workers: int, starts: tuple[int, ...], tmp_path: Path) -> None:

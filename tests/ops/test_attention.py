@@ -230,6 +230,22 @@ def test_a_sliding_window_is_seen_in_its_mask_and_nothing_before_it_is_read(spel
         torch.testing.assert_close(fast(q, *hide, torch.tensor(position)), attend(q, k, v, torch.tensor(position)))
 
 
+@pytest.mark.parametrize("spelling", WINDOWS)
+def test_sequences_have_a_window_each_at_a_position_of_its_own(spelling):
+    """Also where rows stand in the mask as sequences do outside of it, as in a batch that decodes."""
+
+    def attend(q, k, v, positions):
+        mask = WINDOWS[spelling](torch.arange(40)[None, None, None, :], positions[None, None, :, None])
+        return grouped(q, k, v, mask.transpose(0, 2).expand(-1, 4, -1, -1))
+
+    q, k, v = heads(3, 4, 1, 32), heads(3, 2, 40, 32), heads(3, 2, 40, 32)
+    fast = mkc.compile(attend, (q, k, v, torch.tensor([0, 1, 2])), target=machine(5), fallback="error")
+    attention = next(n for n in fast.compilation.sections[0].tasks.graph.nodes if n.op == "attention")
+    assert attention["window"] == 9
+    for positions in (torch.tensor([0, 9, 39]), torch.tensor([20, 8, 1])):
+        torch.testing.assert_close(fast(q, k, v, positions), attend(q, k, v, positions))
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -75,6 +75,7 @@ def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
         *(pytest.param(*given, marks=pytest.mark.slow) for given in (("qwen3-0.6b", 16, None), ("qwen3-0.6b", 2, None))),
         *(pytest.param("qwen3-8b", batch, None, marks=pytest.mark.slow) for batch in (1, 2, 8, 16)),
         *(pytest.param(name, 1, None, marks=pytest.mark.slow) for name in ("qwen3-1.7b", "qwen2.5-1.5b", "tiny")),
+        *(pytest.param("gemma-3-1b", batch, None, marks=pytest.mark.slow) for batch in (2, 16)),
     ],
 )
 def test_nothing_spills_where_registers_change_hands(name: str, batch: int, page: int | None) -> None:

@@ -6,23 +6,13 @@
 
 namespace mkc::ops {
 
-// How far apart the rows of sequences are: 0 where there is one.
-template <class... V>
-constexpr int kApart = 0;
-template <class T, int Batch, int N, int D, long long Step, long long S, long long One>
-constexpr int kApart<Words<T, Shape<Batch, N, D>, Stride<Step, S, One>>> = Step;
-template <class T, int Batch, int D, long long Step>
-constexpr int kApart<View<T, Shape<Batch, D>, Stride<Step, 1>>> = Step;
-template <class First, class Second, class... More>
-constexpr int kApart<First, Second, More...> = kApart<Second, More...>;  // of the last
-
 // For heads of 64 or 128 that are turned whole or not at all, and rows that are published one after the other.
 // Operands after the caches: the gains with Norm, cos and sin with Rotary.
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Heads, int D, int Pages, int Batch, class Parts, class Lse, class Keys,
+template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Window, int Heads, int D, int Pages, int Batch, class Parts, class Lse, class Keys,
           class Values, class Q, class K, class V, class... Rest>
 struct SwiftAttention
-    : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale, Splits,
-             0, 1, Heads, Pages, Batch, Parts, Lse, Keys> {
+    : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Window, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale,
+             Splits, Window, 1, Heads, Pages, Batch, Parts, Lse, Keys> {
   static_assert(D == 64 || D == 128, "rows that a few lanes hold");
   static constexpr int kGroup = SwiftAttention::Attend::kGroup, kPitch = SwiftAttention::Attend::kPitch;
   static constexpr int kNewKey = SwiftAttention::Attend::kNewKey, kTables = SwiftAttention::Attend::kTables;
@@ -138,9 +128,9 @@ constexpr bool kFollow = kIsPublished<Rows> && kStep<Rows> == D;
 template <class Scale, class Eps, class Offset, bool Norm, int Turned, int Splits, int Window, int Shares, int Heads, int D, int Pages, int Batch,
           class Parts, class Lse, class Keys, class Values, class Q, class K, class V, class... Rest>
 struct DecodeAttention
-    : Either<(D == 64 || D == 128) && (Turned == 0 || Turned == D) && kSame<Offset, Const<0.0f>> && Window == 0 && Shares == 1 && kFollow<Q, D> &&
+    : Either<(D == 64 || D == 128) && (Turned == 0 || Turned == D) && kSame<Offset, Const<0.0f>> && Shares == 1 && kFollow<Q, D> &&
                  kFollow<K, D> && kFollow<V, D> && sizeof(typename LastElement<Rest...>::Type) == 2,
-             SwiftAttention<Scale, Eps, Norm, (Turned > 0), Splits, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>,
+             SwiftAttention<Scale, Eps, Norm, (Turned > 0), Splits, Window, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>,
              AnyAttention<Scale, Eps, Offset, Norm, Turned, Splits, Window, Shares, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V,
                           Rest...>>::Type {};
 

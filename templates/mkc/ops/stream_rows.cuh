@@ -194,8 +194,8 @@ constexpr int kEntriesOf<Words<T, Shape<Batch, Entries, 2>, D>> = Entries;
 
 // Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and [B, K], lse [S, B, H], positions [B].
 // `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
-template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool Gated, int Merge, int Heads, int Best,
-          int Batch, int Chunk, int Most, class Y, class X, class... Rest>
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
+          int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
   static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
   static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
@@ -238,7 +238,7 @@ struct StreamRows {
       const int n = r[0].begin + round * (kRound * kOutputs) + word * 4;
       const bool mine = row < Batch && n < r[0].end;
       if (kNorm && round == 0) scale = norm(talk, squares, row);
-      Extras<kNorm + 2 * (Merge > 0), Rest...> extras;
+      typename ExtrasOrPieces<InPieces, kNorm + 2 * (Merge > 0), Rest...>::Type extras;
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
