@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from devices import on_gpu
 from laws.test_stream import MODELS, tiny
 
 import mkc
+from mkc.bench.grading import grade_at
 from mkc.numerics import grade_answer
 
 DEEP = {  # whose batches of weights take turns: 7 and 14 fragments, 9 and 28
@@ -20,8 +22,11 @@ ODD = {  # of which tiles pass side by side, four and two
 KINDS = MODELS | DEEP | ODD
 
 
-def lm(kind: str, device: str) -> Any:
-    return mkc.CausalLM(KINDS[kind]().to(device), max_length=192)
+TOGETHER = ("qwen2", "gemma2", "gemma3", "mistral", "gpt-neox", "granite", "llama, biased", "phi", "olmo2", "starcoder2", "1152")
+
+
+def lm(kind: str, device: str, batch: int = 1) -> Any:
+    return mkc.CausalLM(KINDS[kind]().to(device), max_length=192, batch=batch)
 
 
 @on_gpu
@@ -32,3 +37,15 @@ def test_a_decoder_streams_and_is_as_near_to_float64_as_eager(kind: str) -> None
     for length in (3, 61, 130):
         graded = grade_answer(made, [(7 * i + length) % 70 for i in range(length)], 8)
         assert graded.passed, f"{kind}, {length} tokens: {graded}"
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_sequences_together_are_as_near_to_float64_as_eager(kind: str) -> None:
+    made = lm(kind, "cuda", batch=3)
+    assert made.compilation.program.streams
+    for cache in made.state.caches:
+        cache.normal_(generator=torch.Generator("cuda").manual_seed(0))
+    for context in (3, 61, 130):
+        graded = grade_at(made, context, 8)
+        assert graded.passed, f"{kind}, context {context}: {graded}"
