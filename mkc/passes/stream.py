@@ -107,9 +107,9 @@ def _products(graph: Graph) -> Graph:
 def _is_stream(node: Node) -> bool:
     """A few rows of bfloat16 times a parameter, in pieces that vector loads can take."""
     x, w, *rest = node.inputs
-    n, k = w.shape
+    k = w.shape[1]
     row = x.shape[1:] == (k,) and x.layout.is_contiguous and x.dtype is DType.BF16 and k <= DEEPEST
-    few = x.shape[0] == 1 or (x.shape[0] <= MOST_ROWS and n % WORD == 0)
+    few = x.shape[0] <= MOST_ROWS
     vectors = k % VECTOR == x.layout.offset % VECTOR == 0
     weight = w.storage.kind is Kind.PARAM and w.dtype is DType.BF16  # however it lies, for it is packed
     result = node.output.layout.is_contiguous and node.output.dtype in (DType.BF16, DType.F32)
@@ -400,8 +400,9 @@ def _edges(graph: Graph) -> dict[Storage, str]:
 
 
 def _is_polled(node: Node, tensor: Tensor) -> bool:
-    """By the word, of which four elements of bfloat16 make one; two are read at once."""
-    whole = tensor.dtype is DType.F32 or tensor.layout.offset % VECTOR == 0 == tensor.layout.numel % WORD
+    """By the word, which is four elements of a row in bfloat16; two are read at once."""
+    row = tensor.shape[-1] if tensor.shape else 1
+    whole = tensor.dtype is DType.F32 or tensor.layout.offset % VECTOR == 0 == row % WORD
     return node.op in POLLED and whole and tensor in POLLED[node.op](node)
 
 

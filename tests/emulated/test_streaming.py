@@ -187,6 +187,30 @@ class Count(nn.Module):
         self.at.add_(self.ones(x))
 
 
+class Odd(nn.Module):
+    """Rows whose ends are no words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(64, 13)
+        self.register_buffer("seen", torch.zeros(3, 13))
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.seen.copy_(self.wide(x))
+
+
+def test_outputs_of_several_rows_end_where_the_rows_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Odd().to(torch.bfloat16).eval().requires_grad_(False), torch.randn(3, 64, dtype=torch.bfloat16)
+    section = convert(trace(model, (x,), {}), loops=True)
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=2), torch.device("cpu"))
+    assert executable.compilation.program.streams is not None
+    executable.kernel = emulator = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    emulator.late = (1, 0)  # who has the ends
+    executable([x], steps=[1])
+    torch.testing.assert_close(model.seen, model.wide(x), rtol=2**-7, atol=2**-8)
+
+
 def test_a_worker_without_streams_takes_every_step_whoever_is_late(tmp_path: Path) -> None:
     """Its talking warps need no others in a step: they may decide about the next while a compute warp has not looked at this one's."""
     model, x = Count().to(torch.bfloat16).eval().requires_grad_(False), torch.ones(1, 64, dtype=torch.bfloat16)

@@ -242,7 +242,7 @@ struct StreamRows {
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
-      if (mine) finish(talk, p[0], row, word, n, scale, extras, misfit, best);
+      if (mine) finish(talk, p[0], row, word, n, r[0].end, scale, extras, misfit, best);
       if (round + 1 < kRounds) talk.sums_are_taken();
       talk.report(misfit);
     }
@@ -270,7 +270,7 @@ struct StreamRows {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int row, int word, int n, float scale, const E& extras, uint32& misfit,
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int row, int word, int n, int end, float scale, const E& extras, uint32& misfit,
                                 mkc::Best& best) {
     Four v = total(talk, Gated ? word : word / 2, row, Gated ? 0 : word % 2, scale);
     if constexpr (Gated) {
@@ -283,19 +283,21 @@ struct StreamRows {
     }
     if constexpr (Best > 0) {
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) best.see(v.at[i], n + i);
+      for (int i = 0; i < 4; ++i)
+        if (n + i < end) best.see(v.at[i], n + i);
     } else {
-      write(Y(y), row, n, v, use_bits(talk.use), misfit);
+      write(Y(y), row, n, end, v, use_bits(talk.use), misfit);
     }
   }
   template <class S, long long Step>
-  MKC_DEVICE static void write(Words<bf16, S, Stride<Step, 1>> y, int row, int n, const Four& v, uint32 bits, uint32& misfit) {
+  MKC_DEVICE static void write(Words<bf16, S, Stride<Step, 1>> y, int row, int n, int, const Four& v, uint32 bits, uint32& misfit) {
     store_word(y.data + (row * Step + n) / 4, word_of(v, bits, misfit));
   }
   template <class T, class S, class D>
-  MKC_DEVICE static void write(View<T, S, D> y, int row, int n, const Four& v, uint32, uint32&) {
+  MKC_DEVICE static void write(View<T, S, D> y, int row, int n, int end, const Four& v, uint32, uint32&) {
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) store(y(row, n + i), v.at[i]);
+    for (int i = 0; i < 4; ++i)
+      if (n + i < end) store(y(row, n + i), v.at[i]);
   }
   // The best of each row passes through the input's memory, as in `Best::of_all`.
   template <class Page>
