@@ -31,6 +31,37 @@ struct SecondOf {
   using Type = Second;
 };
 
+// Of 8 elements of a row: their squares, to the sum, and what they are times a gain, each rounded once.
+template <bool Scaled>
+MKC_DEVICE void add_squares(float& squares, const float (&value)[8]) {
+  MKC_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const float x = Scaled ? value[i] * kUnscaled : value[i];
+    squares += x * x;
+  }
+}
+template <bool Scaled>
+MKC_DEVICE void add_squares(float& squares, const Quad& v) {
+  float value[8];
+  eight(v, value);
+  add_squares<Scaled>(squares, value);
+}
+template <class Offset>
+MKC_DEVICE Quad times_gain(float (&value)[8], const Quad& gain) {
+  float by[8];
+  eight(gain, by);
+  MKC_UNROLL
+  for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
+  return eight(value);
+}
+template <class Offset>
+MKC_DEVICE Quad times_gain(const Quad& v, const Quad& gain) {
+  if (Offset::of() == 0.0f) return product(v, gain);
+  float value[8];
+  eight(v, value);
+  return times_gain<Offset>(value, gain);
+}
+
 // Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, residual [1, K] and its gain [K] with a PostNorm, lse [S, H, kLine]
 // and position when Merge > 0, then extras, or the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's,
 // which says which of them is the best.
@@ -202,31 +233,13 @@ struct StreamLinear {
       MKC_UNROLL
       for (int j = 0; j < kBatch; ++j) {
         const int column = first + j * kTalkThreads;
-        if (column < kAll) store_shared(talk.input + column * 16, kNorm ? scaled(v[j], gain[j]) : v[j]);
+        if (column < kAll) store_shared(talk.input + column * 16, kNorm ? times_gain<Offset>(v[j], gain[j]) : v[j]);
       }
       if (first + kBatch * kTalkThreads >= kColumns * kTalkThreads) talk.input_is_ready();
       MKC_UNROLL
-      for (int j = 0; j < kBatch && kNorm; ++j) squares += squares_of(v[j]);
+      for (int j = 0; j < kBatch && kNorm; ++j) add_squares<kIsPublished<X>>(squares, v[j]);
     }
     if constexpr (kNorm) talk.add_up(squares);
-  }
-  MKC_DEVICE static Quad scaled(const Quad& v, const Quad& gain) {
-    if (Offset::of() == 0.0f) return product(v, gain);
-    float value[8], by[8];
-    eight(v, value), eight(gain, by);
-    MKC_UNROLL
-    for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
-    return eight(value);
-  }
-  MKC_DEVICE static float squares_of(const Quad& v) {
-    float value[8], squares = 0.0f;
-    eight(v, value);
-    MKC_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (kIsPublished<X>) value[i] *= kUnscaled;
-      squares += value[i] * value[i];
-    }
-    return squares;
   }
   // The same for the sum of a residual r and the norm of x, by words: x' = (r + s g x) s' g', where g is the gain of the one norm
   // and g' that of the other. Both rows are laid into shared memory, r g' and g x g'; s and s' wait for the sums. The residual

@@ -197,7 +197,8 @@ constexpr int kEntriesOf<Words<T, Shape<Batch, Entries, 2>, D>> = Entries;
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
           int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
-  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && !Norm && Merge == 0;  // the input stays scaled
+  static constexpr bool kNorm = Norm, kSoon = Batch > 8;  // squares come before the sums instead of beside them, where registers are few
+  static constexpr bool kRaw = kIsPublished<X> && Merge == 0 && !(Norm && kSoon);  // the input stays scaled
   static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
   static constexpr int kColumns = Chunk * 32;  // of 8 elements, in a chunk
   static constexpr int kSums = kBuffer * (kChunks > 1 ? 2 : 1), kParts = kSums + kComputeWarps * Most * Batch * 32;
@@ -237,7 +238,7 @@ struct StreamRows {
       const int thread = talk.thread(), row = thread / kWords, word = thread % kWords;
       const int n = r[0].begin + round * (kRound * kOutputs) + word * 4;
       const bool mine = row < Batch && n < r[0].end;
-      if (kNorm && round == 0) scale = norm(talk, squares, row);
+      if (kNorm && round == 0) scale *= norm(talk, squares, row);
       typename ExtrasOrPieces<InPieces, kNorm + 2 * (Merge > 0), Rest...>::Type extras;
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
@@ -324,21 +325,26 @@ struct StreamRows {
       if (chunk > 1) meet(odd ? kOddInputTaken : kInputTaken, kBothThreads);
       const uint32 to = talk.input + odd * kBuffer;
       float of_rows[kNorm ? kFolded : 1] = {};
-      if constexpr (Merge > 0) merge(talk, p, to, chunk * kColumns);
-      else bring(talk, p, to, chunk * kColumns, of_rows, is_first);
-      if (chunk == 0 && is_first) talk.input_is_ready();
-      else arrive(odd ? kOddInputReady : kInputReady, kBothThreads);
+      const auto ready = [&] {
+        if (chunk == 0 && is_first) talk.input_is_ready();
+        else arrive(odd ? kOddInputReady : kInputReady, kBothThreads);
+      };
+      if constexpr (Merge > 0) merge(talk, p, to, chunk * kColumns), ready();
+      else bring(talk, p, to, chunk * kColumns, of_rows, is_first, ready);
       if constexpr (kNorm)
         if (is_first) squares += folded(of_rows, talk.thread());
     }
   }
-  // by columns of 8, a few of all rows at a time: brought, scaled by the norm's gain, and laid into shared memory
-  template <class Page, int N>
-  MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first) {
-    constexpr int kQuads = kNorm ? 8 : 12, kAtOnce = Batch < kQuads ? kQuads / Batch : 1;  // on their way at once
+  // By columns of 8, a few of all rows at a time: brought, multiplied by the norm's gain, and laid into shared memory. Published values
+  // stay scaled, and what a norm divides by waits for the sums.
+  template <class Page, int N, class Ready>
+  MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first, Ready ready) {
+    constexpr int kQuads = kNorm ? 8 : 16, kMost = Batch < kQuads ? kQuads / Batch : 1;
+    constexpr int kNeeded = (kColumns + kTalkThreads - 1) / kTalkThreads, kAtOnce = kMost < kNeeded ? kMost : kNeeded;  // on their way at once
     const X x(p[1]);
     MKC_NO_UNROLL
-    for (int first = talk.thread(); first < kColumns; first += kAtOnce * kTalkThreads) {
+    for (int turn = 0; turn < kNeeded; turn += kAtOnce) {
+      const int first = talk.thread() + turn * kTalkThreads;
       Quad gain[kNorm ? kAtOnce : 1], v[kAtOnce * Batch];
       MKC_UNROLL
       for (int j = 0; j < kAtOnce && kNorm; ++j) {
@@ -348,26 +354,23 @@ struct StreamRows {
       if constexpr (kIsPublished<X>) talk.let_others_finish();
       load<kAtOnce>(talk, x, begin, first, v);
       MKC_UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int column = first + j * kTalkThreads;
-        if (column >= kColumns) break;
-        MKC_UNROLL
-        for (int row = 0; row < Batch; ++row) {
-          Quad& q = v[j * Batch + row];
-          if constexpr (kNorm) {
-            float value[8], by[8];
-            eight(q, value), eight(gain[j], by);
-            MKC_UNROLL
-            for (int i = 0; i < 8; ++i) {
-              if (kIsPublished<X>) value[i] *= kUnscaled;
-              if (is_first) squares[row] += value[i] * value[i];
-              value[i] *= by[i] + Offset::of();
-            }
-            q = eight(value);
-          }
-          store_shared(to + row * kPitch + column * 16, q);
+      for (int i = 0; i < kAtOnce * Batch; ++i) {
+        const int column = first + i / Batch * kTalkThreads;
+        if constexpr (kNorm && kSoon) {
+          float value[8];
+          eight(v[i], value);
+          MKC_UNROLL
+          for (int e = 0; e < 8 && kIsPublished<X>; ++e) value[e] *= kUnscaled;
+          if (is_first) add_squares<false>(squares[i % Batch], value);
+          v[i] = times_gain<Offset>(value, gain[i / Batch]);
         }
+        const Quad q = kNorm && !kSoon ? times_gain<Offset>(v[i], gain[i / Batch]) : v[i];
+        if (column < kColumns) store_shared(to + i % Batch * kPitch + column * 16, q);
       }
+      if (turn + kAtOnce >= kNeeded) ready();
+      MKC_UNROLL
+      for (int i = 0; i < kAtOnce * Batch && kNorm && !kSoon; ++i)
+        if (is_first) add_squares<kIsPublished<X>>(squares[i % Batch], v[i]);
     }
   }
   template <int Count, class Page, class S, long long Step>
