@@ -38,6 +38,10 @@ def _own_body(node: Node) -> tuple[str, str] | None:
     return None
 
 
+def _own_product(node: Node, tiles: int) -> str:
+    return ""
+
+
 def _all_inputs(node: Node, tiling: Tiling, ranges: Ranges) -> tuple[TileMap, ...]:
     return tiling.imaps
 
@@ -52,16 +56,18 @@ class Streaming:
 
     `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
     the first, how many, their depth in fragments, and in which order (see `Pack`). One that only talks never `computes`.
-    `surely` gives the published inputs that the task at a grid point waits for whatever the data are. `body` is the header
-    and the struct of nodes whose body is not the operator's own. Where `position` is the place of an input, rows of the
-    tensors that are read and written come through the ring, as many as that integer says; no other node may write those.
+    `product` is the type of what computes for so many tiles, where that is not the body too. `surely` gives the published
+    inputs that the task at a grid point waits for whatever the data are. `body` is the header and the struct of nodes whose
+    body is not the operator's own. Where `position` is the place of an input, rows of the tensors that are read and written
+    come through the ring, as many as that integer says; no other node may write those.
     """
 
-    arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
+    arguments: Callable[[Node, Tiling], tuple[str, ...]]  # of the body
     input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
     passage: Callable[[Node, Ranges], Tiles] = _no_passage
     computes: bool = True
+    product: Callable[[Node, int], str] = _own_product
     surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
     body: Callable[[Node], tuple[str, str] | None] = _own_body
     position: int | None = None

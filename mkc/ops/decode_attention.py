@@ -171,7 +171,7 @@ def splits(node: Node) -> int:
     return node.integer("splits")
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
     *_, heads, depth = node.inputs[0].shape
     numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth, pages(node), batch(node))
     return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))

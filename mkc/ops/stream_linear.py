@@ -15,7 +15,9 @@ from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue
 from mkc.ops._functions import cpp, evaluate
 from mkc.ops._streaming import (
+    COMPUTE_WARPS,
     FRAGMENT_DEPTH,
+    HELD,
     MOST_TILES,
     SUM_BYTES,
     Passage,
@@ -203,16 +205,33 @@ def _depth(node: Node) -> int:
     return weights(node)[0].shape[1]
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    _, tiles, depth, chunk, group, beside = passage(node, ranges)
-    heads = node.inputs[0].shape[-2] if node["merge"] else 0
-    numbers = (-(-tiles // beside), depth, *(() if batch(node) > 1 else (beside,)), _depth(node))
-    merge = map(str, (node["merge"], heads, best(node)))
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
+    passing, beside = _passing(node), node.integer("abreast")
+    most = -(-tiling.grid[0].longest // (_tile_outputs(node) * beside))
+    numbers = (most, passing.fragments, *(() if batch(node) > 1 else (beside,)), _depth(node))
+    merge = map(str, (node["merge"], _merged_heads(node), best(node)))
     if batch(node) > 1:
-        several = map(str, (batch(node), chunk, group))
+        several = map(str, (batch(node), passing.chunk, passing.group))
         return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(node["gated"]), *merge, *several)
     flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"] and not node["halved"]))
     return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _rows(node))
+
+
+def product(node: Node, tiles: int) -> str:
+    """Of few tiles the compiler knows how many there are; of more the loop is the same for every task of that depth."""
+    passing, beside = _passing(node), node.integer("abreast")
+    known, whole = -(-tiles // beside), passing.chunk == passing.fragments
+    count = 0 if whole and known * passing.fragments > HELD else known
+    if batch(node) > 1:
+        return f"ops::RowsProduct<{count}, {passing.fragments}, {passing.chunk}, {batch(node)}, {passing.group}>"
+    two = post_epsilon(node) > 0 or node["halved"]
+    merged = (_depth(node), passing.fragments, COMPUTE_WARPS // beside, _merged_heads(node), node["merge"])
+    row = f", MergedRow<{', '.join(map(str, merged))}>" if node["merge"] else ""
+    return f"ops::TilesProduct<{count}, {passing.fragments}, {beside}, {truth(two)}{row}>"
+
+
+def _merged_heads(node: Node) -> int:
+    return node.inputs[0].shape[-2] if node["merge"] else 0
 
 
 def _rows(node: Node) -> str:
@@ -249,5 +268,5 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely, body=body)
+STREAMING = Streaming(arguments, input_bytes, weights, passage, product=product, surely=surely, body=body)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -20,6 +20,7 @@ struct Compute : Polls<Page> {
   uint32 input, sums;  // shared addresses
   int warp, lane;
   uint32 early = 0;  // whether the task may begin before its input
+  uint32 fragments = 0;  // of this warp's, that the task's stream has
   MKC_DEVICE Compute(const Launch& l, uint32 base, uint32 id, int warp, int lane)
       : Polls<Page>(l, base, id),
         ring(l, base, id, warp, lane),
@@ -206,7 +207,7 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
-      c.number = first + stream.place, c.early = stream.early();
+      c.number = first + stream.place, c.early = stream.early(), c.fragments = stream.fragments;
       Page::compute(stream.body(), c);
     }
   }
