@@ -1,6 +1,6 @@
 """y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its norm or merged attention: a stream of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -181,11 +181,11 @@ def _tiles(node: Node) -> int:
     return -(-_outputs(node) // _tile_outputs(node))
 
 
-def passage(node: Node, ranges: tuple[Range, ...]) -> Tiles:
+def passages(node: Node, tiling: Tiling) -> Sequence[Tiles]:
     """The first tile, how many, how deep they are, and their order."""
-    (begin, end), outputs = ranges[0], _tile_outputs(node)
-    first, passing = begin // outputs, _passing(node)
-    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group, node.integer("abreast")
+    outputs, passing = _tile_outputs(node), _passing(node)
+    order = passing.fragments, passing.chunk, passing.group, node.integer("abreast")
+    return [(begin // outputs, -(-end // outputs) - begin // outputs, *order) for ((begin, end),) in tiling.ranges()]
 
 
 def _tile_outputs(node: Node) -> int:
@@ -255,12 +255,10 @@ def input_bytes(node: Node) -> int:
     return 2 * passing.input_bytes + MOST_TILES * SUM_BYTES + 64 if two else passing.input_bytes
 
 
-def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
+def surely(node: Node, tiling: Tiling) -> Mapping[TileMap, Sequence[int]]:
     """Of attention's parts only the first, since splits without keys are not looked at."""
-    if not node["merge"]:
-        return tiling.imaps
-    parts, lse = node.inputs[0], node.inputs[first_weight(node) - 2]
-    return tuple(whole(_first(m.tensor)) if m.tensor in (parts, lse) else m for m in tiling.imaps)
+    parts = (node.inputs[0], node.inputs[first_weight(node) - 2]) if node["merge"] else ()
+    return {whole(_first(m.tensor)) if m.tensor in parts else m: range(tiling.size) for m in tiling.imaps}
 
 
 def _first(tensor: Tensor) -> Tensor:
@@ -268,5 +266,5 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage, product=product, surely=surely, body=body)
+STREAMING = Streaming(arguments, input_bytes, weights, passages, product=product, surely=surely, body=body)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

@@ -123,7 +123,7 @@ class _Words:
         header, struct = streaming.body(node) or (node.op, op.struct)
         talks = _type(struct, [*streaming.arguments(node, tiling), *views])
         body = Body(header, talks, node.name, streams=True, caches=streaming.position is not None)
-        counts = [streaming.passage(node, task.ranges)[1] for task in tasks]
+        counts = [tiles for _, tiles, *_ in streaming.passages(node, tiling)]
         made = {tiles: self._body(replace(body, computes=_computes(node, tiles, talks))) for tiles in dict.fromkeys(counts)}
         return [made[tiles] for tiles in counts]
 
@@ -173,18 +173,14 @@ def _streamed(node: Node, tiling: Tiling) -> Streamed | None:
     op = registry()[node.op].streaming
     if op is None:
         return None
-    polls: dict[TileMap, list[int]] = {}
-    for task, ranges in enumerate(tiling.ranges()):
-        for tile_map in op.surely(node, tiling, ranges):
-            if tile_map.tensor.storage.kind is Kind.WORDS:
-                polls.setdefault(tile_map, []).append(task)
+    polls = op.surely(node, tiling)
     return Streamed(
         op.computes,
         weights := op.weights(node),
         bool(weights and node["gated"]),
-        tuple(op.passage(node, ranges) for ranges in tiling.ranges()),
+        tuple(op.passages(node, tiling)),
         op.input_bytes(node),
-        tuple((tile_map, tuple(tasks)) for tile_map, tasks in polls.items()),
+        tuple((m, tuple(tasks)) for m, tasks in polls.items() if m.tensor.storage.kind is Kind.WORDS),
         None if op.position is None else tiling.imaps[op.position],
     )
 
