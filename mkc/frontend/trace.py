@@ -14,6 +14,7 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import config as fx_config
 from torch.fx import traceback
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from mkc import garbage
@@ -205,7 +206,8 @@ def _attribute(module: nn.Module, name: str) -> Attribute:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool) -> Traced:
     try:
-        with _no_stack_traces():
+        # Passes change a graph half a dozen times, and nobody runs its code in between. Dynamo's graphs are asked for what goes with it.
+        with _no_stack_traces(), _use_lazy_graph_module(not strict):
             program = torch.export.export(module, args, kwargs, strict=strict)
         mutated = functional(program.graph, claims().keys())
         if mutated is None:

@@ -90,13 +90,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A specialised operator: the header it stands in, its C++ type, and the node it was first needed for."""
+    """A specialised operator: the header it stands in, its C++ type, and the node it was first needed for.
+
+    For streaming workers the type is that of the half for warps that talk, and `computes` that of the other, if there is one. Bodies
+    that differ in one half share the other.
+    """
 
     header: str
     type: str
     example: str
-    streams: bool = False  # knows the streaming worker: it has a part for the warps that talk
-    computes: bool = False  # and one for those that compute
+    streams: bool = False  # knows the streaming worker
+    computes: str = ""  # a type, perhaps the same
     caches: bool = False  # and one for loaders, who bring rows of a cache
 
 

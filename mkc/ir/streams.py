@@ -80,7 +80,7 @@ def _told_apart(program: Program, part: Part) -> None:
     for task, (body, ranges) in enumerate(zip(part.bodies, part.tiling.ranges(), strict=True), part.tasks[0]):
         if program.tasks["ranges"][task, : len(ranges)].tolist() != [list(r) for r in ranges]:
             raise unsound(program, f"the body of task {task} was made for {ranges}", task)
-        if (body.streams, body.computes, body.caches) != (True, _asked(part).computes, _asked(part).position is not None):
+        if (body.streams, bool(body.computes), body.caches) != (True, _asked(part).computes, _asked(part).position is not None):
             raise unsound(program, f"task {task} of {part.name} needs a body that streams", task)
 
 

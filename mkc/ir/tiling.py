@@ -28,6 +28,11 @@ class Axis:
         lo, hi = units * part // self.parts, units * (part + 1) // self.parts
         return lo * self.unit, min(hi * self.unit, self.extent)
 
+    @property
+    def longest(self) -> int:
+        """Of the slices, in whole units."""
+        return -(-self.extent // self.unit // self.parts) * self.unit
+
 
 @dataclass(frozen=True, slots=True)
 class Split:

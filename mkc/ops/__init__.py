@@ -5,7 +5,7 @@ it raises, by name. Views and constants are claims without an operator. `PATTERN
 operator is spelled out in smaller ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -38,31 +38,37 @@ def _own_body(node: Node) -> tuple[str, str] | None:
     return None
 
 
-def _all_inputs(node: Node, tiling: Tiling, ranges: Ranges) -> tuple[TileMap, ...]:
-    return tiling.imaps
+def _own_product(node: Node, tiles: int) -> str:
+    return ""
 
 
-def _no_passage(node: Node, ranges: Ranges) -> Tiles:
-    return 0, 0, 0, 0, 0, 0
+def _all_inputs(node: Node, tiling: Tiling) -> Mapping[TileMap, Sequence[int]]:
+    return dict.fromkeys(tiling.imaps, range(tiling.size))
+
+
+def _no_passages(node: Node, tiling: Tiling) -> Sequence[Tiles]:
+    return ((0, 0, 0, 0, 0, 0),) * tiling.size
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
     """How streaming workers run an operator: its body has a part for the warps that talk, and one for those that compute.
 
-    `weights` come through the ring instead of as operands, and `passage` says which of their tiles a task multiplies:
+    `weights` come through the ring instead of as operands, and `passages` say which of their tiles each task multiplies:
     the first, how many, their depth in fragments, and in which order (see `Pack`). One that only talks never `computes`.
-    `surely` gives the published inputs that the task at a grid point waits for whatever the data are. `body` is the header
-    and the struct of nodes whose body is not the operator's own. Where `position` is the place of an input, rows of the
-    tensors that are read and written come through the ring, as many as that integer says; no other node may write those.
+    `product` is the type of what computes for so many tiles, where that is not the body too. `surely` gives the inputs that
+    tasks wait for whatever the data are, where they are published, and which tasks. `body` is the header and the struct of nodes whose
+    body is not the operator's own. Where `position` is the place of an input, rows of the tensors that are read and written
+    come through the ring, as many as that integer says; no other node may write those.
     """
 
-    arguments: Callable[[Node, Ranges], tuple[str, ...]]  # of the body of one task
+    arguments: Callable[[Node, Tiling], tuple[str, ...]]  # of the body
     input_bytes: Callable[[Node], int]  # of shared memory, beside the ring
     weights: Callable[[Node], tuple[Tensor, ...]] = _no_weights
-    passage: Callable[[Node, Ranges], Tiles] = _no_passage
+    passages: Callable[[Node, Tiling], Sequence[Tiles]] = _no_passages
     computes: bool = True
-    surely: Callable[[Node, Tiling, Ranges], tuple[TileMap, ...]] = _all_inputs
+    product: Callable[[Node, int], str] = _own_product
+    surely: Callable[[Node, Tiling], Mapping[TileMap, Sequence[int]]] = _all_inputs
     body: Callable[[Node], tuple[str, str] | None] = _own_body
     position: int | None = None
 

@@ -10,11 +10,13 @@ from mkc.ops._functions import cpp
 VECTOR = 8  # elements that are read at once
 MOST_ROWS = 16  # of activations, which meet the same stream of weights
 TILE_ROWS = 8  # rows of weights that pass the tensor cores together
+COMPUTE_WARPS = 8
 FRAGMENT_DEPTH = 256  # of a tile: 32 for each of 8 compute warps
 ABREAST = (1, 2, 4, 8)  # tiles that pass side by side, each through as many of the compute warps
 SUM_BYTES = 8 * TILE_ROWS * 4  # of a tile and a row: float32 of each compute warp
 BATCHES = (2, 3, 4, 5, 6)  # slots of 4 fragments that compute warps may hold at once
 LONGEST_PERIOD = 80  # fragments that batches take turns in
+HELD = 4 * BATCHES[-1]  # fragments of a task that compute warps may hold, all of them, before its input comes
 
 
 def fragments(depth: int, beside: int = 1) -> int:

@@ -3,7 +3,7 @@
 The cache lies together, or in pages of whole blocks of keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -171,7 +171,7 @@ def splits(node: Node) -> int:
     return node.integer("splits")
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
     *_, heads, depth = node.inputs[0].shape
     numbers = (node.integer("rotary"), splits(node), node.integer("window"), _shares(node), heads, depth, pages(node), batch(node))
     return (cpp(Const(node.number("scale"))), *norm(node), *map(str, numbers))
@@ -184,9 +184,9 @@ def input_bytes(node: Node) -> int:
     return 10 * (128 * -(-depth // 64) + 16) + group * (8 * (4 * depth + 8) + 16)
 
 
-def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
+def surely(node: Node, tiling: Tiling) -> Mapping[TileMap, Sequence[int]]:
     """The first split has keys at every position; others look at q, k and v only when they have some."""
-    return tiling.imaps if ranges[-1] == (0, 1) else ()
+    return dict.fromkeys(tiling.imaps, range(0, tiling.size, splits(node)))
 
 
 STREAMING = Streaming(arguments, input_bytes, surely=surely, position=POSITION)

@@ -7,7 +7,7 @@ import numpy as np
 from mkc.ir.dtype import Array
 from mkc.ir.graph import Node
 from mkc.ir.target import Target
-from mkc.ir.tiling import Axis, Range, Split, TileMap, Tiling, whole
+from mkc.ir.tiling import Axis, Split, TileMap, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import along_output, finish, stored
 
@@ -34,7 +34,7 @@ def tile(node: Node, target: Target) -> Tiling:
     return Tiling((Axis(rows, rows),), imaps, (TileMap(place, along),), pinned=True)
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
     return (*stored(node), str(node.inputs[0].shape[-2]))
 
 

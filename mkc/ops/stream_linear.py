@@ -1,6 +1,6 @@
 """y[b, n] = Expr(sum_k x'[b, k] w[n, k], ...) for a few rows x', which are x, its norm or merged attention: a stream of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,9 @@ from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue
 from mkc.ops._functions import cpp, evaluate
 from mkc.ops._streaming import (
+    COMPUTE_WARPS,
     FRAGMENT_DEPTH,
+    HELD,
     MOST_TILES,
     SUM_BYTES,
     Passage,
@@ -179,11 +181,11 @@ def _tiles(node: Node) -> int:
     return -(-_outputs(node) // _tile_outputs(node))
 
 
-def passage(node: Node, ranges: tuple[Range, ...]) -> Tiles:
+def passages(node: Node, tiling: Tiling) -> Sequence[Tiles]:
     """The first tile, how many, how deep they are, and their order."""
-    (begin, end), outputs = ranges[0], _tile_outputs(node)
-    first, passing = begin // outputs, _passing(node)
-    return first, -(-end // outputs) - first, passing.fragments, passing.chunk, passing.group, node.integer("abreast")
+    outputs, passing = _tile_outputs(node), _passing(node)
+    order = passing.fragments, passing.chunk, passing.group, node.integer("abreast")
+    return [(begin // outputs, -(-end // outputs) - begin // outputs, *order) for ((begin, end),) in tiling.ranges()]
 
 
 def _tile_outputs(node: Node) -> int:
@@ -203,16 +205,33 @@ def _depth(node: Node) -> int:
     return weights(node)[0].shape[1]
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
-    _, tiles, depth, chunk, group, beside = passage(node, ranges)
-    heads = node.inputs[0].shape[-2] if node["merge"] else 0
-    numbers = (-(-tiles // beside), depth, *(() if batch(node) > 1 else (beside,)), _depth(node))
-    merge = map(str, (node["merge"], heads, best(node)))
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
+    passing, beside = _passing(node), node.integer("abreast")
+    most = -(-tiling.grid[0].longest // (_tile_outputs(node) * beside))
+    numbers = (most, passing.fragments, *(() if batch(node) > 1 else (beside,)), _depth(node))
+    merge = map(str, (node["merge"], _merged_heads(node), best(node)))
     if batch(node) > 1:
-        several = map(str, (batch(node), chunk, group))
+        several = map(str, (batch(node), passing.chunk, passing.group))
         return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(in_pieces(node)), truth(node["gated"]), *merge, *several)
     flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"] and not node["halved"]))
     return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _rows(node))
+
+
+def product(node: Node, tiles: int) -> str:
+    """Of few tiles the compiler knows how many there are; of more the loop is the same for every task of that depth."""
+    passing, beside = _passing(node), node.integer("abreast")
+    known, whole = -(-tiles // beside), passing.chunk == passing.fragments
+    count = 0 if whole and known * passing.fragments > HELD else known
+    if batch(node) > 1:
+        return f"ops::RowsProduct<{count}, {passing.fragments}, {passing.chunk}, {batch(node)}, {passing.group}>"
+    two = post_epsilon(node) > 0 or node["halved"]
+    merged = (_depth(node), passing.fragments, COMPUTE_WARPS // beside, _merged_heads(node), node["merge"])
+    row = f", MergedRow<{', '.join(map(str, merged))}>" if node["merge"] else ""
+    return f"ops::TilesProduct<{count}, {passing.fragments}, {beside}, {truth(two)}{row}>"
+
+
+def _merged_heads(node: Node) -> int:
+    return node.inputs[0].shape[-2] if node["merge"] else 0
 
 
 def _rows(node: Node) -> str:
@@ -236,12 +255,10 @@ def input_bytes(node: Node) -> int:
     return 2 * passing.input_bytes + MOST_TILES * SUM_BYTES + 64 if two else passing.input_bytes
 
 
-def surely(node: Node, tiling: Tiling, ranges: tuple[Range, ...]) -> tuple[TileMap, ...]:
+def surely(node: Node, tiling: Tiling) -> Mapping[TileMap, Sequence[int]]:
     """Of attention's parts only the first, since splits without keys are not looked at."""
-    if not node["merge"]:
-        return tiling.imaps
-    parts, lse = node.inputs[0], node.inputs[first_weight(node) - 2]
-    return tuple(whole(_first(m.tensor)) if m.tensor in (parts, lse) else m for m in tiling.imaps)
+    parts = (node.inputs[0], node.inputs[first_weight(node) - 2]) if node["merge"] else ()
+    return {whole(_first(m.tensor)) if m.tensor in parts else m: range(tiling.size) for m in tiling.imaps}
 
 
 def _first(tensor: Tensor) -> Tensor:
@@ -249,5 +266,5 @@ def _first(tensor: Tensor) -> Tensor:
     return tensor.view(replace(tensor.layout, shape=(1, *tensor.shape[1:])))
 
 
-STREAMING = Streaming(arguments, input_bytes, weights, passage, surely=surely, body=body)
+STREAMING = Streaming(arguments, input_bytes, weights, passages, product=product, surely=surely, body=body)
 OP = Op("stream_linear", "StreamLinear", tile, reference, flops=flops, streaming=STREAMING, ranged=True)

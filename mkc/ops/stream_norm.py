@@ -8,7 +8,7 @@ from mkc.ir.dtype import Array
 from mkc.ir.expr import Const
 from mkc.ir.graph import Node
 from mkc.ir.target import Target
-from mkc.ir.tiling import Axis, Range, Tiling, whole
+from mkc.ir.tiling import Axis, Tiling, whole
 from mkc.ops import Op, Streaming
 from mkc.ops._epilogue import epilogue, finish
 from mkc.ops._functions import cpp
@@ -33,7 +33,7 @@ def flops(node: Node) -> float:
     return 8.0 * node.output.layout.numel
 
 
-def arguments(node: Node, ranges: tuple[Range, ...]) -> tuple[str, ...]:
+def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
     return cpp(epilogue(node)), cpp(Const(node.number("eps"))), truth(node["centred"]), str(node.output.layout.numel)
 
 

@@ -13,7 +13,7 @@ from operator import or_
 from mkc.ir.graph import Kind, Tensor
 from mkc.ir.span import Box
 from mkc.ir.tasks import WORDS, Access, Task, Tasks, access
-from mkc.ir.tiling import Range
+from mkc.ir.tiling import Range, TileMap
 from mkc.ops import registry
 from mkc.passes._ledger import Ledger
 from mkc.passes._ranges import Numbering, Ranges, clipped, merged, without
@@ -54,6 +54,7 @@ class PublishedReach:
         self.known: list[_Known] = []
         self.newest: dict[int, int] = {}  # by worker: the pinned task that it was given last
         self.followed: set[Range] = set()  # tasks after which some other surely comes
+        self.polls: dict[int, list[tuple[TileMap, Sequence[int]]]] = {}  # of each node: what is waited for, and by which of its tasks
         self.awaited: dict[tuple[Tensor, Box], tuple[Access, bool]] = {}
         self.parts: dict[Range, list[tuple[int, Range]]] = {}  # by node, the latest first
         self.behind: dict[Range, _Known] = {}
@@ -100,11 +101,17 @@ class PublishedReach:
 
     def _sure(self, task: Task) -> Iterator[tuple[Access, bool]]:
         """The words that a task waits for whatever the data are, and whether they are all of their tensor."""
-        node, tiling = self.tasks.graph.nodes[task.node], self.tasks.tilings[task.node]
-        streaming = registry()[node.op].streaming
-        for tile_map in streaming.surely(node, tiling, task.ranges) if streaming else ():
-            if tile_map.tensor.storage.kind is Kind.WORDS:
+        number = len(self.known) % len(self.tasks.tasks) - self.tasks.first[task.node]
+        for tile_map, tasks in self._polls(task.node):
+            if number in tasks:
                 yield self._words(tile_map.tensor, tile_map.at(task.ranges))
+
+    def _polls(self, node: int) -> list[tuple[TileMap, Sequence[int]]]:
+        if node not in self.polls:
+            streaming = registry()[self.tasks.graph.nodes[node].op].streaming
+            polls = streaming.surely(self.tasks.graph.nodes[node], self.tasks.tilings[node]) if streaming else {}
+            self.polls[node] = [(m, tasks) for m, tasks in polls.items() if m.tensor.storage.kind is Kind.WORDS]
+        return self.polls[node]
 
     def _words(self, tensor: Tensor, box: Box) -> tuple[Access, bool]:
         if (tensor, box) not in self.awaited:

@@ -1,6 +1,7 @@
 """Schedules -> Program. The words the device reads; each schedule becomes a section, and sections run one after another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -52,8 +53,8 @@ class _Words:
             self.slots[WORDS, 0] = Slot(WORDS, Kind.WORDS, published, 0)
         self.numbers = {key: number for number, key in enumerate(self.slots)}
         self.operands: list[tuple[int, int]] = []
-        self.bodies: dict[str, Body] = {}
-        self.numbered: dict[str, int] = {}
+        self.bodies: dict[tuple[str, str], Body] = {}  # by the types of their halves
+        self.numbered: dict[Body, int] = {}
         self.tasks: list[np.void] = []
         self.waits: list[tuple[int, int, int]] = []
         self.sections: list[tuple[int, int, int, int, int]] = []
@@ -84,7 +85,7 @@ class _Words:
             operands = self._operands(_maps(node, tiling), section)
             part = Part(node.name, numbered, tuple(bodies), operands, tiling, _streamed(node, tiling))
             parts.append(part)
-            block["body"][mine] = [self.numbered[body.type] for body in bodies]
+            block["body"][mine] = [self.numbered[body] for body in bodies]
             block["operands"][mine] = part.operands
             self.names += [tasks.name(t) for t in range(mine.start, mine.stop)]
             self.paths += [node.path] * (mine.stop - mine.start)
@@ -113,26 +114,24 @@ class _Words:
         self.num_events += len(events.fanin)
 
     def _bodies(self, node: Node, tiling: Tiling, tasks: Sequence[Task]) -> list[Body]:
-        """The body of each task: one for all, unless their streams differ."""
+        """The body of each task: one for all, unless what computes depends on how many tiles there are."""
         op = registry()[node.op]
         views = [m.tensor.cpp for m in _maps(node, tiling)]
         if op.streaming is None:
-            return [self._body(node, (node.op, op.struct), [*op.arguments(node), *views])] * len(tasks)
-        arguments = [op.streaming.arguments(node, task.ranges) for task in tasks]
-        kind = op.streaming.body(node) or (node.op, op.struct)
-        parts = (True, op.streaming.computes, op.streaming.position is not None)
-        return [self._body(node, kind, [*mine, *views], parts) for mine in arguments]
+            return [self._body(Body(node.op, _type(op.struct, [*op.arguments(node), *views]), node.name))] * len(tasks)
+        streaming = op.streaming
+        header, struct = streaming.body(node) or (node.op, op.struct)
+        talks = _type(struct, [*streaming.arguments(node, tiling), *views])
+        body = Body(header, talks, node.name, streams=True, caches=streaming.position is not None)
+        counts = [tiles for _, tiles, *_ in streaming.passages(node, tiling)]
+        made = {tiles: self._body(replace(body, computes=_computes(node, tiles, talks))) for tiles in dict.fromkeys(counts)}
+        return [made[tiles] for tiles in counts]
 
-    def _body(
-        self, node: Node, kind: tuple[str, str], arguments: Sequence[str], parts: tuple[bool, ...] = ()
-    ) -> Body:
-        """`kind` is a header and a struct in it; `parts` are those for streaming workers."""
-        header, struct = kind
-        name = f"ops::{struct}<{', '.join(arguments)}>"
-        if name not in self.bodies:
-            self.numbered[name] = len(self.bodies)
-            self.bodies[name] = Body(header, name, node.name, *parts)
-        return self.bodies[name]
+    def _body(self, body: Body) -> Body:
+        """The first of both types."""
+        first = self.bodies.setdefault((body.type, body.computes), body)
+        self.numbered.setdefault(first, len(self.numbered))
+        return first
 
     def _operands(self, maps: Sequence[TileMap], section: int) -> int:
         first = len(self.operands)
@@ -174,20 +173,25 @@ def _streamed(node: Node, tiling: Tiling) -> Streamed | None:
     op = registry()[node.op].streaming
     if op is None:
         return None
-    polls: dict[TileMap, list[int]] = {}
-    for task, ranges in enumerate(tiling.ranges()):
-        for tile_map in op.surely(node, tiling, ranges):
-            if tile_map.tensor.storage.kind is Kind.WORDS:
-                polls.setdefault(tile_map, []).append(task)
+    polls = op.surely(node, tiling)
     return Streamed(
         op.computes,
         weights := op.weights(node),
         bool(weights and node["gated"]),
-        tuple(op.passage(node, ranges) for ranges in tiling.ranges()),
+        tuple(op.passages(node, tiling)),
         op.input_bytes(node),
-        tuple((tile_map, tuple(tasks)) for tile_map, tasks in polls.items()),
+        tuple((m, tuple(tasks)) for m, tasks in polls.items() if m.tensor.storage.kind is Kind.WORDS),
         None if op.position is None else tiling.imaps[op.position],
     )
+
+
+def _type(struct: str, arguments: Sequence[str]) -> str:
+    return f"ops::{struct}<{', '.join(arguments)}>"
+
+
+def _computes(node: Node, tiles: int, own: str) -> str:
+    streaming = registry()[node.op].streaming
+    return streaming.product(node, tiles) or own if streaming and streaming.computes else ""
 
 
 def _maps(node: Node, tiling: Tiling) -> list[TileMap]:

@@ -109,10 +109,10 @@ def _places(tasks: Tasks) -> tuple[dict[int, tuple[int, int]], tuple[Pack, ...],
         if op is None or not (weights := op.weights(node)):
             continue
         shares = []
-        for t in range(tasks.first[i], tasks.first[i + 1]):
-            first, count, fragments, chunk, group, abreast = op.passage(node, tasks.tasks[t].ranges)
+        for t, (first, count, fragments, _, _, abreast) in enumerate(passages := op.passages(node, tasks.tilings[i]), tasks.first[i]):
             places[t] = end, passing(count, fragments, abreast)
             shares.append((first, count, end))
             end += slots(places[t][1]) * SLOT_BYTES
+        _, _, fragments, chunk, group, abreast = passages[0]
         packs.append(Pack(weights, bool(node["gated"]), fragments, tuple(shares), chunk, group, abreast))
     return places, tuple(packs), end

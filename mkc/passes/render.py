@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -40,10 +41,17 @@ def render(program: Program, target: Target, name: str = "megakernel", summary: 
         name=name,
         target=target,
         program=program,
+        talking=_alike([body.type for body in program.bodies]),
+        computing=_alike([body.computes for body in program.bodies]),
         headers=sorted({body.header for body in program.bodies}),
         summary=[line.rstrip() for line in summary.split("\n")] if summary else [],
     )
     return Source(text, lay_in(text), language)
+
+
+def _alike(types: Sequence[str]) -> dict[str, list[int]]:
+    """The bodies that share each type of a half: their code is made once."""
+    return {type_: [i for i, other in enumerate(types) if other == type_] for type_ in types if type_}
 
 
 def _page(program: Program, language: str) -> str:

@@ -12,6 +12,12 @@ template <int Depth, int Fragments, int Sharers, int Heads, int Splits>
 struct MergedRow {
   static constexpr int kTogether = Splits < 4 ? Splits : 4;
   template <class Page>
+  MKC_DEVICE static void await(Compute<Page>& c) {
+    bring(c, c.begin_alone().operands);
+  }
+
+ private:
+  template <class Page>
   MKC_DEVICE static void bring(Compute<Page>& c, void* const* p) {
     constexpr int kRun = Fragments % 2 == 0 ? 8 : 4;  // neighbouring columns of a warp
     const int64 blocks = c.position(p[3]) / kKeyBlock + 1;
@@ -52,8 +58,6 @@ struct MergedRow {
     c.input_came();
     __syncwarp();
   }
-
- private:
   MKC_DEVICE static float level_of(uint64 word) { return __uint_as_float(static_cast<uint32>(word >> 32)); }
   // Splits [from, from + kTogether) of a column: those that exist, each asked for until it is there.
   template <class Page>

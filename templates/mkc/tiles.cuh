@@ -5,7 +5,8 @@
 
 namespace mkc {
 
-// How `Tiles` tiles of 8 rows pass through the registers. A tile's depth is `F` fragments for each compute warp: one
+// How `Tiles` tiles of 8 rows pass through the registers, or, where that is 0, as many as the task's stream has: more than six slots of
+// them, so that one loop serves all tasks of that depth. A tile's depth is `F` fragments for each compute warp: one
 // fragment is 8 rows by 32 of k, the a operand of one mma, whose rows 8 to 15 are the same rows at another k.
 // Where fewer warps share a depth, `Abreast` tiles pass side by side, each through as many warps, and count as one.
 template <int Tiles, int F, int Abreast = 1, bool Two = false>
@@ -14,9 +15,7 @@ struct Passage {
   static constexpr int kSlots = (Tiles * F + 3) / 4;
   static constexpr int kMostAbreast = Two ? 32 : 64;  // a talking thread has four outputs, or two rows' threads share them
   static constexpr int kMostARound = kMaxTiles * Abreast < kMostAbreast ? kMaxTiles : kMostAbreast / Abreast;
-  static constexpr bool kHeld = kSlots <= 6 && Tiles <= kMostARound;  // all weights are in registers before the input comes
   static constexpr int even_batch() {  // slots in registers at once: whole tiles, or a whole share of one
-    if (kHeld) return kSlots;
     for (int slots = kRollingSlots; slots > 1; --slots)
       if (slots * 4 % F == 0 && slots * 4 / F <= kMostARound) return slots;
     for (int slots = kRollingSlots < 5 ? kRollingSlots : 5; slots > 1; --slots)
@@ -34,11 +33,14 @@ struct Passage {
     return slot < kLong * (kShort + 1) ? slot / (kShort + 1) : kLong + (slot - kLong * (kShort + 1)) / kShort;
   }
   static constexpr int begin_of(int turn) { return turn * kShort + (turn < kLong ? turn : kLong); }
-  static constexpr int kBatch = kTurns ? kShort + (kLong > 0) : even_batch(), kFragments = kBatch * 4;
-  static constexpr bool kWhole = kHeld || (!kTurns && kFragments % F == 0);
+  static constexpr int kFragments = even_batch() * 4;  // of an even batch
+  static constexpr bool kWhole = !kTurns && kFragments % F == 0;
   static constexpr int kTilesABatch = kTurns ? kPeriodTiles : kWhole ? kFragments / F : 1;
-  static constexpr int kRound = kHeld ? Tiles : kMostARound / kTilesABatch * kTilesABatch;  // tiles between two meetings
+  // Tiles between two meetings. However many a task has, for those who talk know the most that any has.
+  static constexpr int kRound = kMostARound / kTilesABatch * kTilesABatch;
   static constexpr int kRounds = (Tiles + kRound - 1) / kRound;
+  static constexpr bool kHeld = Tiles > 0 && kSlots <= 6 && Tiles <= kRound;  // all weights are in registers before the input comes
+  static constexpr int kBatch = kHeld ? kSlots : kTurns ? kShort + (kLong > 0) : even_batch();
 };
 
 // b operands: both halves of the depth of a fragment, in columns 0 and 1, and of a second row in 2 and 3; the others hold copies.
@@ -109,6 +111,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
   const uint32 of_row = Two && at.column ? begin + Rows::kSums : c.sums;
   const uint32 sums = of_row + part * kMaxTiles * kStep + (Abreast == 1 ? 0 : at.warp / P::kSharers * 32) + at.row * 4;
   const bool holder = at.column == 0 || (Two && at.column == 1);
+  const int slots = Tiles ? P::kSlots : (c.fragments + 3) / 4, tiles = Tiles ? Tiles : c.fragments / F;
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
@@ -133,7 +136,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
     Sums s;
     int tile = 0;
     MKC_NO_UNROLL
-    for (int slot = 0; slot < P::kSlots; slot += P::kPeriod, tile += P::kPeriodTiles) {
+    for (int slot = 0; slot < slots; slot += P::kPeriod, tile += P::kPeriodTiles) {
       if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
       MKC_UNROLL
       for (int i = 0; i < P::kPeriod * 4; ++i) {
@@ -145,10 +148,10 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         if (i % 4 == 3) {  // the slot that takes this one's place, if the next turn has one, in the order of the ring
           const int next = P::begin_of(turn + 1) + held;
           if (next < P::begin_of(turn + 2) || turn + 1 == P::kTurn)
-            if (slot + next < P::kSlots) c.ring.fetch(w[held]);
-          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < P::kSlots) c.ring.fetch(w[P::kBatch - 1]);
+            if (slot + next < slots) c.ring.fetch(w[held]);
+          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < slots) c.ring.fetch(w[P::kBatch - 1]);
         }
-        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
+        if (f == F - 1 && tile + i / F < tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else if constexpr (P::kWhole) {
@@ -157,7 +160,7 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
     if (kKept) x.take(input, 0);
     int tile = 0;
     MKC_NO_UNROLL
-    for (int slot = 0; slot < P::kSlots; slot += P::kBatch, tile += P::kTilesABatch) {
+    for (int slot = 0; slot < slots; slot += P::kBatch, tile += P::kTilesABatch) {
       if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
       Sums s;
       MKC_UNROLL
@@ -166,8 +169,8 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         if (f == 0) s.clear();
         if (f == 0 && !kKept) x.take(input, 0);
         s.add(f, w[i / 4][i % 4], x.b[f]);
-        if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
-        if (f == F - 1 && tile + i / F < Tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
+        if (i % 4 == 3 && slot + P::kBatch + i / 4 < slots) c.ring.fetch(w[i / 4]);
+        if (f == F - 1 && (P::kTilesABatch == 1 || tile + i / F < tiles)) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else {
@@ -175,20 +178,20 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
     s.clear();
     int tile = 0, first = 0;
     MKC_NO_UNROLL
-    for (int slot = 0; slot < P::kSlots; slot += P::kBatch) {
+    for (int slot = 0; slot < slots; slot += P::kBatch) {
       Inputs<F, P::kFragments, P::kSharers> x;
       x.take(input, first);
       MKC_UNROLL
       for (int i = 0; i < P::kFragments; ++i) {
         s.add(i, w[i / 4][i % 4], x.b[i]);
-        if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
+        if (i % 4 == 3 && slot + P::kBatch + i / 4 < slots) c.ring.fetch(w[i / 4]);
       }
       first += P::kFragments;
       if (first < F) continue;
       s.store(sums + tile % P::kRound * kStep, holder);
       s.clear();
       first = 0;
-      if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+      if (++tile < tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
     }
   }
   c.sums_are_ready();

@@ -20,6 +20,7 @@ struct Compute : Polls<Page> {
   uint32 input, sums;  // shared addresses
   int warp, lane;
   uint32 early = 0;  // whether the task may begin before its input
+  uint32 fragments = 0;  // of this warp's, that the task's stream has
   MKC_DEVICE Compute(const Launch& l, uint32 base, uint32 id, int warp, int lane)
       : Polls<Page>(l, base, id),
         ring(l, base, id, warp, lane),
@@ -206,7 +207,7 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
-      c.number = first + stream.place, c.early = stream.early();
+      c.number = first + stream.place, c.early = stream.early(), c.fragments = stream.fragments;
       Page::compute(stream.body(), c);
     }
   }
@@ -227,7 +228,7 @@ struct Talker {
   }
   MKC_DEVICE static bool is_herald() { return kSideWarps == 0 && team() == kTalkWarps - 1; }
 
-  MKC_DEVICE void run(uint32 place) {
+  MKC_DEVICE void run() {
     const Entry& entry = tasks.await(talk.number);
     const uint32 at = tasks.place(talk.number);
     const Quad task = load_shared(at), rest = load_shared(at + sizeof(Task) + kMaxOperands * sizeof(void*));
@@ -243,7 +244,7 @@ struct Talker {
       talk.dawdle(3);
       if (lane() == 0) add_release(worker.counter(static_cast<uint32>(event)), 1);
     }
-    if (Page::kTrace && lane() == 0) stamp(place, taken);
+    if (Page::kTrace && lane() == 0) stamp(taken);
     __syncwarp();
     if (team_leader()) barrier_arrive(tasks.done(talk.number));
     if (is_herald()) herald.after(talk.number);
@@ -254,10 +255,9 @@ struct Talker {
     talk.aborted = broadcast(talk.aborted);
     if (Page::kTrace) talk.ready = clock_ns();
   }
-  MKC_DEVICE void stamp(uint32 place, uint64 taken) {  // each run has a place of its own
+  MKC_DEVICE void stamp(uint64 taken) {  // each run has a place of its own
     if (worker.l.stamps == nullptr) return;
-    const uint32 each = talk.end - talk.begin;
-    worker.l.stamps[talk.begin * worker.l.steps[0] + worker.step * each + place] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
+    worker.l.stamps[talk.begin * worker.l.steps[0] + talk.number] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
   }
   MKC_DEVICE void steps() {
     talk.use = *worker.l.uses;
@@ -268,7 +268,7 @@ struct Talker {
       meet_any(kStepBegins, kBothThreads, go);  // and tell them, who may take a whole step to look
       if (!go) break;
       ++talk.use;
-      for (uint32 place = 0; place < talk.end - talk.begin; ++place) run(place);
+      while (talk.number < (worker.step + 1) * (talk.end - talk.begin)) run();
       talk.aborted = meet_any(kAmongTalk, kTalkThreads, talk.aborted);
     }
     if (is_herald()) copies_done();

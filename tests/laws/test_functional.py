@@ -125,3 +125,12 @@ def test_a_model_that_decodes_needs_no_second_trace() -> None:
     model = MODELS["qwen3"]()
     with mock.patch.object(torch.export.ExportedProgram, "run_decompositions", side_effect=AssertionError):
         raise_decoding(model, make_state(model, 64, 4), ())
+
+
+def test_nobody_writes_the_code_of_a_model_that_is_not_run() -> None:
+    """But once, for the program that `torch.export` gives."""
+    model = MODELS["qwen3"]()
+    with mock.patch.object(fx.Graph, "python_code", autospec=True, side_effect=fx.Graph.python_code) as written:
+        raise_decoding(model, make_state(model, 64, 4), ())
+    large = [call for call in written.call_args_list if len(call.args[0].nodes) > 20]
+    assert len(large) == 1

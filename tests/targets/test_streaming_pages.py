@@ -5,6 +5,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from devices import on_gpu
@@ -18,9 +19,9 @@ from mkc.errors import TargetError
 from mkc.frontend.decoding import make_state, raise_decoding
 from mkc.ir.choices import EDGES, Choices
 from mkc.ir.graph import Graph
-from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS
+from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS, passing
 from mkc.numerics import grade_answer
-from mkc.ops._streaming import ABREAST, fragments
+from mkc.ops._streaming import ABREAST, HELD, fragments
 from mkc.passes.render import lay_in
 from mkc.targets import cuda
 
@@ -108,6 +109,26 @@ def test_hardly_more_than_the_weights_is_read(name: str, padding: float) -> None
     assert weights <= read <= (1 + padding) * weights
 
 
+@pytest.mark.parametrize(("name", "batch"), [("qwen3-0.6b", 1), ("qwen3-0.6b", 8), ("smollm2-135m", 1), ("gemma-3-1b", 1)])
+def test_shares_of_a_product_differ_in_the_tiles_that_registers_hold_alone(name: str, batch: int) -> None:
+    program = planned(name, "sm_90a", batch).program
+    for part in program.meanings[0].parts:
+        assert len({body.type for body in part.bodies}) == 1
+        if part.streamed and part.streamed.weights:
+            counts = {passing(tiles, deep, abreast) for _, tiles, deep, *_, abreast in part.streamed.passages}
+            assert len({*part.bodies}) == len({count if count <= HELD else 0 for count in counts})
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "smollm2-135m", "gemma-3-1b"])
+def test_streams_that_one_loop_multiplies_are_longer_than_a_batch(name: str) -> None:
+    program = planned(name, "sm_90a").program
+    assert program.streams is not None
+    looped = [i for i, body in enumerate(program.bodies) if "Product<0," in body.computes]
+    records = program.streams.records
+    assert looped
+    assert (records["fragments"][np.isin(records["body"], looped)] > HELD).all()
+
+
 def test_a_gpu_without_bulk_copies_does_without() -> None:
     for arch, copies in (("sm_80", "cp.async.cg"), ("sm_90a", "cp.async.bulk")):
         page = cuda.ptx(planned("qwen3-0.6b", arch).source.complete, arch)
@@ -122,9 +143,10 @@ def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> N
         f"static_assert(fits<mkc::Passage<{tiles}, {count}, {beside}>, {beside}>);"
         for beside in ABREAST
         for count in sorted({fragments(depth, beside) for depth in range(32, 32768, 32)})
-        for tiles in (1, 2, 9, 100)
+        for tiles in (0, 1, 2, 9, 100)  # 0: as many as the stream has, more than six slots
     ]
-    fits = "P::kBatch <= 6 && P::kBatch <= P::kSlots && (P::kHeld || P::kTilesABatch <= P::kRound) && P::kRound * Beside <= 64"
+    fits = "P::kBatch <= 6 && (P::kBatch <= P::kSlots || P::kSlots == 0) && (P::kHeld || P::kTilesABatch <= P::kRound)"
+    fits += " && P::kRound * Beside <= 64"
     claims.insert(0, f"template <class P, int Beside> constexpr bool fits = {fits};")
     headers = [f"#include <mkc/{name}.cuh>" for name in (ring, "ops/stream_linear")]
     cuda.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")

@@ -62,14 +62,30 @@ MKC_DEVICE Quad times_gain(const Quad& v, const Quad& gain) {
   return times_gain<Offset>(value, gain);
 }
 
-// Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, residual [1, K] and its gain [K] with a PostNorm, lse [S, H, kLine]
+// What compute warps do: `Tiles` tiles, or as many as the task has, meet a row that others bring, or they themselves.
+struct LaidRow {
+  template <class Page>
+  MKC_DEVICE static void await(Compute<Page>&) {
+    meet(kInputReady, kBothThreads);
+  }
+};
+template <int Tiles, int Fragments, int Abreast, bool Two = false, class Row = LaidRow>
+struct TilesProduct {
+  template <class Page>
+  MKC_DEVICE static void compute(Compute<Page>& c) {
+    multiply_tiles<Tiles, Fragments, Abreast, Two>(c, [&] { Row::await(c); });
+  }
+};
+
+// What talking warps do, of at most `Most` tiles. Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, residual [1, K] and its
+// gain [K] with a PostNorm, lse [S, H, kLine]
 // and position when Merge > 0, then extras, or the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's,
 // which says which of them is the best.
-template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Abreast, int Depth, bool Centred, bool Shifted,
+template <class Expr, class Eps, class Offset, bool Norm, int Most, int Fragments, int Abreast, int Depth, bool Centred, bool Shifted,
           bool InPieces, bool Gated, int Merge, int Heads, int Best, class Post, class Y, class X, class... Rest>
 struct StreamLinear {
   static constexpr bool kNorm = Norm, kHalves = Post::kHalves, kTwo = Post::kIs || kHalves;
-  using P = Passage<Tiles, Fragments, Abreast, kTwo>;
+  using P = Passage<Most, Fragments, Abreast, kTwo>;
   static constexpr int kPadded = Fragments * 32 * P::kSharers, kAll = (kHalves ? 2 : 1) * kPadded / 8;  // columns of 8, of x
   static constexpr int kColumns = (kAll + kTalkThreads - 1) / kTalkThreads;
   static constexpr int kOutputs = (Gated || kHalves ? 4 : 8) * Abreast;  // of a tile, and those beside it
@@ -86,14 +102,6 @@ struct StreamLinear {
   struct Products {  // four of a weight, and of the one beside it
     Four one, other;
   };
-
-  template <class Page>
-  MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments, Abreast, kTwo>(c, [&] {
-      if constexpr (Merge > 0) MergedRow<Depth, Fragments, P::kSharers, Heads, Merge>::bring(c, c.begin_alone().operands);
-      else meet(kInputReady, kBothThreads);
-    });
-  }
 
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
@@ -121,7 +129,7 @@ struct StreamLinear {
     else input(talk, p);
     if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
     MKC_NO_UNROLL
-    for (int round = 0, first = r[0].begin; round < P::kRounds; ++round, first += P::kRound * kOutputs) {
+    for (int round = 0, first = r[0].begin;; ++round) {
       const int n = first + word * 4;
       if (round && is_mine(n)) extras.read(talk, p + 2, n);
       talk.await_sums();
@@ -134,7 +142,9 @@ struct StreamLinear {
         if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
         if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, word, scale), extras, misfit, best);
       }
-      if (round + 1 < P::kRounds) talk.sums_are_taken();
+      first += P::kRound * kOutputs;
+      if (P::kRounds == 1 || first >= r[0].end) break;
+      talk.sums_are_taken();
     }
     if constexpr (Best > 0) {
       best = best.of_all(talk);

@@ -67,7 +67,8 @@ struct RowsSums {  // of a tile
   }
 };
 
-// How `Tiles` tiles of `F` fragments pass through the registers, at most `Most` of them between two meetings.
+// How `Tiles` tiles of `F` fragments pass through the registers, or as many as the task's stream has, which are more than a batch; at most
+// `Most` of them between two meetings.
 template <int Tiles, int F, int Most>
 struct RowsPassage {
   static constexpr int kSlots = (Tiles * F + 3) / 4;
@@ -81,7 +82,7 @@ struct RowsPassage {
   static_assert(batch() > 0, "the compiler pads a depth so that batches fit it");
   static constexpr bool kWhole = batch() * 4 % F == 0;
   static constexpr int kTilesABatch = kWhole ? batch() * 4 / F : 1;
-  static constexpr int kBatch = kSlots < batch() ? kSlots : batch(), kFragments = kBatch * 4;
+  static constexpr int kBatch = Tiles && kSlots < batch() ? kSlots : batch(), kFragments = kBatch * 4;
   static constexpr int kRound = Most / kTilesABatch * kTilesABatch;
 };
 
@@ -93,6 +94,7 @@ MKC_DEVICE void multiply_rows(Compute<Page>& c) {
   const Fragment at = c.place();
   const R rows(at, c.input);
   const uint32 sums = c.input + Batch * R::kPitch + at.warp * Most * Batch * 32;
+  const int slots = Tiles ? P::kSlots : (c.fragments + 3) / 4, tiles = Tiles ? Tiles : c.fragments / F;
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
@@ -108,15 +110,15 @@ MKC_DEVICE void multiply_rows(Compute<Page>& c) {
     even.clear(), odd.clear();
   };
   MKC_NO_UNROLL
-  for (int slot = 0; slot < P::kSlots; slot += P::kBatch) {
+  for (int slot = 0; slot < slots; slot += P::kBatch) {
     if (P::kWhole && tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
     MKC_UNROLL
     for (int i = 0; i < P::kFragments; ++i) {
       const int f = P::kWhole ? i % F : i;
       if (!R::kPairs || f % 2 == 0) x.take(rows, first + f);
       (f / (R::kPairs ? 2 : 1) % 2 ? odd : even).add(w[i / 4][i % 4], x, R::kPairs ? f % 2 : 0);
-      if (i % 4 == 3 && slot + P::kBatch + i / 4 < P::kSlots) c.ring.fetch(w[i / 4]);
-      if (P::kWhole && f == F - 1 && tile + i / F < Tiles) store(tile + i / F);
+      if (i % 4 == 3 && slot + P::kBatch + i / 4 < slots) c.ring.fetch(w[i / 4]);
+      if (P::kWhole && f == F - 1 && tile + i / F < tiles) store(tile + i / F);
     }
     if constexpr (P::kWhole) {
       tile += P::kTilesABatch;
@@ -125,7 +127,7 @@ MKC_DEVICE void multiply_rows(Compute<Page>& c) {
       if (first < F) continue;
       first = 0;
       store(tile);
-      if (++tile < Tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
+      if (++tile < tiles && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
     }
   }
   arrive(kSumsReady, kBothThreads);
@@ -192,7 +194,18 @@ constexpr int kEntriesOf = 0;
 template <class T, int Batch, int Entries, class D>
 constexpr int kEntriesOf<Words<T, Shape<Batch, Entries, 2>, D>> = Entries;
 
-// Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and [B, K], lse [S, B, H], positions [B].
+// What compute warps do.
+template <int Tiles, int Fragments, int Chunk, int Batch, int Most>
+struct RowsProduct {
+  template <class Page>
+  MKC_DEVICE static void compute(Compute<Page>& c) {
+    if constexpr (Chunk == Fragments) multiply_rows<Tiles, Fragments, Batch, Most>(c);
+    else multiply_chunks<Tiles, Fragments, Chunk, Batch, Most>(c);
+  }
+};
+
+// What talking warps do, of at most `Tiles` tiles. Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and
+// [B, K], lse [S, B, H], positions [B].
 // `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
           int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
@@ -213,12 +226,6 @@ struct StreamRows {
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
   static_assert(!(Norm && Merge > 0));
 
-  template <class Page>
-  MKC_DEVICE static void compute(Compute<Page>& c) {
-    if constexpr (kChunks == 1) multiply_rows<Tiles, Fragments, Batch, Most>(c);
-    else multiply_chunks<Tiles, Fragments, Chunk, Batch, Most>(c);
-  }
-
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
   MKC_DEVICE static void ahead(const Herald<Page>& herald, void* const* p, const Range*) {
@@ -232,7 +239,7 @@ struct StreamRows {
     mkc::Best best;
     float scale = kRaw ? kUnscaled : 1.0f, squares = 0.0f;
     MKC_NO_UNROLL
-    for (int round = 0; round < kRounds; ++round) {
+    for (int round = 0;; ++round) {
       if (round == 0 || kChunks > 1) input(talk, p, squares, round == 0);
       // From here on, for while an input comes it takes the registers.
       const int thread = talk.thread(), row = thread / kWords, word = thread % kWords;
@@ -243,9 +250,11 @@ struct StreamRows {
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
-      if (mine) finish(talk, p[0], row, word, n, r[0].end, scale, extras, misfit, best);
-      if (round + 1 < kRounds) talk.sums_are_taken();
+      if (mine) finish(talk, p[0], row, word, n, r, scale, extras, misfit, best);
+      const bool last = kRounds == 1 || r[0].begin + (round + 1) * (kRound * kOutputs) >= r[0].end;
+      if (!last) talk.sums_are_taken();
       talk.report(misfit);
+      if (last) break;
     }
     if constexpr (Best > 0) tell(talk, p[0], r[0].begin / Best, best);
     sync();  // the sums lie where the next task's input goes
@@ -271,7 +280,7 @@ struct StreamRows {
     return v[0];
   }
   template <class Page, class E>
-  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int row, int word, int n, int end, float scale, const E& extras, uint32& misfit,
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int row, int word, int n, const Range* r, float scale, const E& extras, uint32& misfit,
                                 mkc::Best& best) {
     Four v = total(talk, Gated ? word : word / 2, row, Gated ? 0 : word % 2, scale);
     if constexpr (Gated) {
@@ -285,20 +294,20 @@ struct StreamRows {
     if constexpr (Best > 0) {
       MKC_UNROLL
       for (int i = 0; i < 4; ++i)
-        if (n + i < end) best.see(v.at[i], n + i);
+        if (n + i < r[0].end) best.see(v.at[i], n + i);
     } else {
-      write(Y(y), row, n, end, v, use_bits(talk.use), misfit);
+      write(Y(y), row, n, r, v, use_bits(talk.use), misfit);
     }
   }
   template <class S, long long Step>
-  MKC_DEVICE static void write(Words<bf16, S, Stride<Step, 1>> y, int row, int n, int, const Four& v, uint32 bits, uint32& misfit) {
+  MKC_DEVICE static void write(Words<bf16, S, Stride<Step, 1>> y, int row, int n, const Range*, const Four& v, uint32 bits, uint32& misfit) {
     store_word(y.data + (row * Step + n) / 4, word_of(v, bits, misfit));
   }
   template <class T, class S, class D>
-  MKC_DEVICE static void write(View<T, S, D> y, int row, int n, int end, const Four& v, uint32, uint32&) {
+  MKC_DEVICE static void write(View<T, S, D> y, int row, int n, const Range* r, const Four& v, uint32, uint32&) {
     MKC_UNROLL
     for (int i = 0; i < 4; ++i)
-      if (n + i < end) store(y(row, n + i), v.at[i]);
+      if (n + i < r[0].end) store(y(row, n + i), v.at[i]);
   }
   // The best of each row passes through the input's memory, as in `Best::of_all`.
   template <class Page>
