@@ -134,9 +134,9 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
     Inputs<F, kKept ? F : 4, P::kSharers> x;
     if (kKept) x.take(input, 0);
     Sums s;
-    int tile = 0;
+    int tile = 0, left = Tiles ? Tiles * F : c.fragments;  // fragments, from this period on
     MKC_NO_UNROLL
-    for (int slot = 0; slot < slots; slot += P::kPeriod, tile += P::kPeriodTiles) {
+    for (; left > 0; left -= P::kPeriod * 4, tile += P::kPeriodTiles) {
       if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
       MKC_UNROLL
       for (int i = 0; i < P::kPeriod * 4; ++i) {
@@ -148,19 +148,19 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         if (i % 4 == 3) {  // the slot that takes this one's place, if the next turn has one, in the order of the ring
           const int next = P::begin_of(turn + 1) + held;
           if (next < P::begin_of(turn + 2) || turn + 1 == P::kTurn)
-            if (slot + next < slots) c.ring.fetch(w[held]);
-          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && slot + next + 1 < slots) c.ring.fetch(w[P::kBatch - 1]);
+            if (next * 4 < left) c.ring.fetch(w[held]);
+          if (here == P::kPeriod - 1 && held + 1 < P::kBatch && (next + 1) * 4 < left) c.ring.fetch(w[P::kBatch - 1]);
         }
-        if (f == F - 1 && tile + i / F < tiles) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
+        if (f == F - 1 && i < left) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else if constexpr (P::kWhole) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
     Inputs<F, F, P::kSharers> x;
     if (kKept) x.take(input, 0);
-    int tile = 0;
+    int tile = 0, left = Tiles ? Tiles * F : c.fragments;  // fragments, from this batch on
     MKC_NO_UNROLL
-    for (int slot = 0; slot < slots; slot += P::kBatch, tile += P::kTilesABatch) {
+    for (; left > 0; left -= P::kFragments, tile += P::kTilesABatch) {
       if (tile && tile % P::kRound == 0) arrive(kSumsReady, kBothThreads), meet(kSumsTaken, kBothThreads);
       Sums s;
       MKC_UNROLL
@@ -169,8 +169,8 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         if (f == 0) s.clear();
         if (f == 0 && !kKept) x.take(input, 0);
         s.add(f, w[i / 4][i % 4], x.b[f]);
-        if (i % 4 == 3 && slot + P::kBatch + i / 4 < slots) c.ring.fetch(w[i / 4]);
-        if (f == F - 1 && (P::kTilesABatch == 1 || tile + i / F < tiles)) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
+        if (i % 4 == 3 && P::kFragments + i - 3 < left) c.ring.fetch(w[i / 4]);
+        if (f == F - 1 && (P::kTilesABatch == 1 || i < left)) s.store(sums + (tile + i / F) % P::kRound * kStep, holder);
       }
     }
   } else {
