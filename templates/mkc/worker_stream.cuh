@@ -69,18 +69,17 @@ struct Talk : Polls<Page> {
   using Polls<Page>::index;
   Worker<Page>& worker;
   uint32 input, sums;
-  uint32 begin, end;   // the worker's queue
+  uint32 each;         // step: tasks in the worker's queue
   uint32 turn = 0;     // which of two places the parts of the next total go to
   uint64 ready = 0;
   bool early = false;
 
-  MKC_DEVICE Talk(Worker<Page>& w, uint32 base, uint32 begin, uint32 end)
+  MKC_DEVICE Talk(Worker<Page>& w, uint32 base)
       : Polls<Page>(w.l, base, w.id),
         worker(w),
         input(opaque(base + Block<Page>::kInput)),
         sums(opaque(base + Block<Page>::kSums)),
-        begin(begin),
-        end(end) {}
+        each(w.l.bounds[w.id + 1] - w.l.bounds[w.id]) {}
 
   // ---- what bodies ask for
   MKC_DEVICE static int thread() { return static_cast<int>(opaque(lane())); }
@@ -200,16 +199,18 @@ MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int war
   Compute<Page> c(l, base, id, warp, lane);
   const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
   Stream following = l.streams[begin < end ? begin : 0];
-  const uint32 tasks = l.bounds[id + 1] - l.bounds[id], used = *l.uses;
+  uint32 first = 0;  // task of a step, counted from the launch's
+  c.use = *l.uses;
   // Whether there is another step comes with the meeting itself: talking warps that need no others in a step may be at the next.
-  for (c.use = used; meet_any(kStepBegins, kBothThreads, false);) {
-    const uint32 first = (c.use++ - used) * tasks;
+  while (meet_any(kStepBegins, kBothThreads, false)) {
+    ++c.use;
     for (uint32 i = begin; i < end; ++i) {
       const Stream stream = following;
       following = l.streams[i + 1 < end ? i + 1 : begin];
       c.number = first + stream.place, c.early = stream.early(), c.fragments = stream.fragments;
       Page::compute(stream.body(), c);
     }
+    first += l.bounds[id + 1] - l.bounds[id];  // looked up again: all bodies would keep it
   }
   c.ring.close();
 }
@@ -223,8 +224,8 @@ struct Talker {
   Herald<Page> herald;
 
   MKC_DEVICE Talker(Worker<Page>& w, uint32 base)
-      : worker(w), talk(w, base, w.l.bounds[w.id], w.l.bounds[w.id + 1]), tasks{base}, herald(w.l, base, w.id) {
-    if (is_herald() && talk.begin < talk.end) herald.first();
+      : worker(w), talk(w, base), tasks{base}, herald(w.l, base, w.id) {
+    if (is_herald() && talk.each > 0) herald.first();
   }
   MKC_DEVICE static bool is_herald() { return kSideWarps == 0 && team() == kTalkWarps - 1; }
 
@@ -257,7 +258,7 @@ struct Talker {
   }
   MKC_DEVICE void stamp(uint64 taken) {  // each run has a place of its own
     if (worker.l.stamps == nullptr) return;
-    worker.l.stamps[talk.begin * worker.l.steps[0] + talk.number] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
+    worker.l.stamps[worker.l.bounds[worker.id] * worker.l.steps[0] + talk.number] = Stamp{worker.id, talk.index(), taken, talk.ready, clock_ns()};
   }
   MKC_DEVICE void steps() {
     talk.use = *worker.l.uses;
@@ -268,7 +269,7 @@ struct Talker {
       meet_any(kStepBegins, kBothThreads, go);  // and tell them, who may take a whole step to look
       if (!go) break;
       ++talk.use;
-      while (talk.number < (worker.step + 1) * (talk.end - talk.begin)) run();
+      while (talk.number < (worker.step + 1) * talk.each) run();
       talk.aborted = meet_any(kAmongTalk, kTalkThreads, talk.aborted);
     }
     if (is_herald()) copies_done();

@@ -33,33 +33,23 @@ struct SecondOf {
 
 // Of 8 elements of a row: their squares, to the sum, and what they are times a gain, each rounded once.
 template <bool Scaled>
-MKC_DEVICE void add_squares(float& squares, const float (&value)[8]) {
-  MKC_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const float x = Scaled ? value[i] * kUnscaled : value[i];
-    squares += x * x;
-  }
-}
-template <bool Scaled>
 MKC_DEVICE void add_squares(float& squares, const Quad& v) {
   float value[8];
   eight(v, value);
-  add_squares<Scaled>(squares, value);
-}
-template <class Offset>
-MKC_DEVICE Quad times_gain(float (&value)[8], const Quad& gain) {
-  float by[8];
-  eight(gain, by);
   MKC_UNROLL
-  for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
-  return eight(value);
+  for (int i = 0; i < 8; ++i) {
+    if (Scaled) value[i] *= kUnscaled;
+    squares += value[i] * value[i];
+  }
 }
 template <class Offset>
 MKC_DEVICE Quad times_gain(const Quad& v, const Quad& gain) {
   if (Offset::of() == 0.0f) return product(v, gain);
-  float value[8];
-  eight(v, value);
-  return times_gain<Offset>(value, gain);
+  float value[8], by[8];
+  eight(v, value), eight(gain, by);
+  MKC_UNROLL
+  for (int i = 0; i < 8; ++i) value[i] *= by[i] + Offset::of();
+  return eight(value);
 }
 
 // What compute warps do: `Tiles` tiles, or as many as the task has, meet a row that others bring, or they themselves.

@@ -210,8 +210,7 @@ struct RowsProduct {
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
           int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
-  static constexpr bool kNorm = Norm, kSoon = Batch > 8;  // squares come before the sums instead of beside them, where registers are few
-  static constexpr bool kRaw = kIsPublished<X> && Merge == 0 && !(Norm && kSoon);  // the input stays scaled
+  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && Merge == 0;  // the input stays scaled
   static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
   static constexpr int kColumns = Chunk * 32;  // of 8 elements, in a chunk
   static constexpr int kSums = kBuffer * (kChunks > 1 ? 2 : 1), kParts = kSums + kComputeWarps * Most * Batch * 32;
@@ -344,73 +343,70 @@ struct StreamRows {
         if (is_first) squares += folded(of_rows, talk.thread());
     }
   }
-  // By columns of 8, a few of all rows at a time: brought, multiplied by the norm's gain, and laid into shared memory. Published values
-  // stay scaled, and what a norm divides by waits for the sums.
+  // By columns of 8, a few of all rows at a time, or of half of them: brought, multiplied by the norm's gain, and laid into shared memory.
+  // Published values stay scaled, and what a norm divides by waits for the sums.
   template <class Page, int N, class Ready>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, uint32 to, int begin, float (&squares)[N], bool is_first, Ready ready) {
-    constexpr int kQuads = kNorm ? 8 : 16, kMost = Batch < kQuads ? kQuads / Batch : 1;
+    constexpr int kRows = Norm && Batch > 8 ? (Batch + 1) / 2 : Batch, kQuads = Norm ? 8 : 16, kMost = kRows < kQuads ? kQuads / kRows : 1;
     constexpr int kNeeded = (kColumns + kTalkThreads - 1) / kTalkThreads, kAtOnce = kMost < kNeeded ? kMost : kNeeded;  // on their way at once
     const X x(p[1]);
     MKC_NO_UNROLL
     for (int turn = 0; turn < kNeeded; turn += kAtOnce) {
       const int first = talk.thread() + turn * kTalkThreads;
-      Quad gain[kNorm ? kAtOnce : 1], v[kAtOnce * Batch];
+      Quad gain[Norm ? kAtOnce : 1];
       MKC_UNROLL
-      for (int j = 0; j < kAtOnce && kNorm; ++j) {
+      for (int j = 0; j < kAtOnce && Norm; ++j) {
         const int column = begin + first + j * kTalkThreads;
         gain[j] = column < Depth / 8 ? *(static_cast<const Quad*>(p[2]) + column) : Quad{};
       }
       if constexpr (kIsPublished<X>) talk.let_others_finish();
-      load<kAtOnce>(talk, x, begin, first, v);
       MKC_UNROLL
-      for (int i = 0; i < kAtOnce * Batch; ++i) {
-        const int column = first + i / Batch * kTalkThreads;
-        if constexpr (kNorm && kSoon) {
-          float value[8];
-          eight(v[i], value);
-          MKC_UNROLL
-          for (int e = 0; e < 8 && kIsPublished<X>; ++e) value[e] *= kUnscaled;
-          if (is_first) add_squares<false>(squares[i % Batch], value);
-          v[i] = times_gain<Offset>(value, gain[i / Batch]);
+      for (int from = 0; from < Batch; from += kRows) {
+        Quad v[kAtOnce * kRows];
+        load<kRows>(talk, x, begin, first, from, v);
+        MKC_UNROLL
+        for (int i = 0; i < kAtOnce * kRows; ++i) {
+          const int row = from + i % kRows, column = first + i / kRows * kTalkThreads;
+          const Quad q = Norm ? times_gain<Offset>(v[i], gain[i / kRows]) : v[i];
+          if (row < Batch && column < kColumns) store_shared(to + row * kPitch + column * 16, q);
         }
-        const Quad q = kNorm && !kSoon ? times_gain<Offset>(v[i], gain[i / Batch]) : v[i];
-        if (column < kColumns) store_shared(to + i % Batch * kPitch + column * 16, q);
+        if (from + kRows >= Batch && turn + kAtOnce >= kNeeded) ready();
+        MKC_UNROLL
+        for (int i = 0; i < kAtOnce * kRows && Norm; ++i)
+          if (is_first && from + i % kRows < Batch) add_squares<kIsPublished<X>>(squares[from + i % kRows], v[i]);
       }
-      if (turn + kAtOnce >= kNeeded) ready();
-      MKC_UNROLL
-      for (int i = 0; i < kAtOnce * Batch && kNorm && !kSoon; ++i)
-        if (is_first) add_squares<kIsPublished<X>>(squares[i % Batch], v[i]);
     }
   }
-  template <int Count, class Page, class S, long long Step>
-  MKC_DEVICE static void load(Talk<Page>& talk, Words<bf16, S, Stride<Step, 1>> x, int begin, int first, Quad (&v)[Count * Batch]) {
+  // `Rows` rows of each column; zeros where there are none.
+  template <int Rows, int N, class Page, class S, long long Step>
+  MKC_DEVICE static void load(Talk<Page>& talk, Words<bf16, S, Stride<Step, 1>> x, int begin, int first, int from, Quad (&v)[N]) {
     const uint32 bits = use_bits(talk.use);
-    TwoWords words[Count * Batch];
-    const auto column = [&](int i) { return first + i / Batch * kTalkThreads; };
+    TwoWords words[N];
+    const auto column = [&](int i) { return first + i / Rows * kTalkThreads; };
     MKC_UNROLL
-    for (int i = 0; i < Count * Batch; ++i) {
-      const bool wanted = column(i) < kColumns && begin + column(i) < Depth / 8;
+    for (int i = 0; i < N; ++i) {
+      const bool wanted = from + i % Rows < Batch && column(i) < kColumns && begin + column(i) < Depth / 8;
       words[i] = wanted ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
     }
     talk.poll([&] {
       bool all = true;
       MKC_UNROLL
-      for (int i = 0; i < Count * Batch; ++i)
-        if (!is_of(words[i], bits)) words[i] = load_words(x.data + i % Batch * (Step / 4) + 2 * (begin + column(i)));
+      for (int i = 0; i < N; ++i)
+        if (!is_of(words[i], bits)) words[i] = load_words(x.data + (from + i % Rows) * (Step / 4) + 2 * (begin + column(i)));
       MKC_UNROLL
-      for (int i = 0; i < Count * Batch; ++i) all &= is_of(words[i], bits);
+      for (int i = 0; i < N; ++i) all &= is_of(words[i], bits);
       return all;
     });
     MKC_UNROLL
-    for (int i = 0; i < Count * Batch; ++i) v[i] = values(words[i]);
+    for (int i = 0; i < N; ++i) v[i] = values(words[i]);
   }
-  template <int Count, class Page, class S, long long Step>
-  MKC_DEVICE static void load(Talk<Page>&, View<bf16, S, Stride<Step, 1>> x, int begin, int first, Quad (&v)[Count * Batch]) {
+  template <int Rows, int N, class Page, class S, long long Step>
+  MKC_DEVICE static void load(Talk<Page>&, View<bf16, S, Stride<Step, 1>> x, int begin, int first, int from, Quad (&v)[N]) {
     MKC_UNROLL
-    for (int i = 0; i < Count * Batch; ++i) {
-      const int column = first + i / Batch * kTalkThreads;
-      const bool wanted = column < kColumns && begin + column < Depth / 8;
-      v[i] = wanted ? load_quad(x.data + i % Batch * Step + (begin + column) * 8) : Quad{};
+    for (int i = 0; i < N; ++i) {
+      const int row = from + i % Rows, column = first + i / Rows * kTalkThreads;
+      const bool wanted = row < Batch && column < kColumns && begin + column < Depth / 8;
+      v[i] = wanted ? load_quad(x.data + row * Step + (begin + column) * 8) : Quad{};
     }
   }
   // Sums over the lanes of a warp: half of the rows go to half of the lanes, until a few neighbours have parts of the same row's.
