@@ -35,6 +35,7 @@ struct Block {
   static constexpr int kClosed = kControl + 36;                       // whether there is no further step
   static constexpr int kReached = kControl + 40;                      // the last task that kept a position: its number, plus one
   static constexpr int kCame = kControl + 48;                         // when compute warps had their input, in 8 bytes
+  static constexpr int kStreams = kControl + 56;                      // where the worker's begin and end, two words
   static constexpr int kKept = kControl + 64;                         // positions, each with its address
   static constexpr int kBrought = kKept + 16 * kPositions, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
   static constexpr int kTasks = kDone + 8 * kEntries, kAsked = kTasks + kEntries * int(sizeof(Entry));

@@ -197,20 +197,21 @@ MKC_DEVICE void run_together(void* const* operands, const Range* ranges, const F
 template <class Page>
 MKC_DEVICE void compute_streams(const Launch& l, uint32 base, uint32 id, int warp, int lane) {
   Compute<Page> c(l, base, id, warp, lane);
-  const uint32 begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
-  Stream following = l.streams[begin < end ? begin : 0];
+  // Looked up again and again, or all bodies would keep them.
+  const auto streams = [&] { return load_shared_pair(base + Block<Page>::kStreams); };  // begin and end
+  Stream following = l.streams[streams().x < streams().y ? streams().x : 0];
   uint32 first = 0;  // task of a step, counted from the launch's
   c.use = *l.uses;
   // Whether there is another step comes with the meeting itself: talking warps that need no others in a step may be at the next.
   while (meet_any(kStepBegins, kBothThreads, false)) {
     ++c.use;
-    for (uint32 i = begin; i < end; ++i) {
+    for (uint32 i = streams().x; i < streams().y;) {
       const Stream stream = following;
-      following = l.streams[i + 1 < end ? i + 1 : begin];
+      following = l.streams[++i < streams().y ? i : streams().x];
       c.number = first + stream.place, c.early = stream.early(), c.fragments = stream.fragments;
       Page::compute(stream.body(), c);
     }
-    first += l.bounds[id + 1] - l.bounds[id];  // looked up again: all bodies would keep it
+    first += l.bounds[id + 1] - l.bounds[id];
   }
   c.ring.close();
 }
@@ -289,6 +290,7 @@ MKC_DEVICE void work_streaming(const Launch& launch, uint32 id, void* memory) {
       barrier_init(base + Block<Page>::kDone + 8 * entry, kTalkWarps);
     }
     store_shared(base + Block<Page>::kClosed, 0u), store_shared(base + Block<Page>::kReached, 0u);
+    store_shared(base + Block<Page>::kStreams, Pair{launch.stream_bounds[id], launch.stream_bounds[id + 1]});
     barriers_are_set();
   }
   __syncthreads();
