@@ -292,6 +292,10 @@ def test_long_shares_are_not_paced() -> None:
     assert tuning.guessed(having(11, 35, 0, 0, 0), 35.0, 1.98) == Tuning(4, 0, 1400)
 
 
+def test_short_shares_are_soon_done_everywhere() -> None:
+    assert [tuning.guessed(having(11, slots), 35.0, 1.98).delay for slots in (1, 2, 4)] == [463, 927, 1400]
+
+
 def having(ring_slots: int, *slots: int) -> Any:
     return SimpleNamespace(ring_slots=ring_slots, records=np.array([(4 * n,) for n in slots], [("fragments", "<u4")]))
 

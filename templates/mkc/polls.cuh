@@ -22,6 +22,8 @@ struct Tasks {
   }
 };
 
+constexpr uint32 kMostCycles = 1 << 20;  // of a delay
+
 // What a warp knows of the task whose input it waits for.
 template <class Page>
 struct Polls {
@@ -40,9 +42,11 @@ struct Polls {
     meet(kInputReady, kBothThreads);
     since += l.delay;
   }
-  MKC_DEVICE void let_others_finish() const {  // looking too early takes bandwidth from the weights
-    const int32 delay = static_cast<int32>(l.delay * hops);
-    while (static_cast<int32>(cycles() - since) < delay) {
+  // Looking too early takes bandwidth from the weights. Sums may be older than the clock can tell, or there were none: then what seems
+  // to be left is longer than any delay.
+  MKC_DEVICE void let_others_finish() const {
+    const uint32 end = since + l.delay * hops;
+    while (end - cycles() - 1 < kMostCycles) {
     }
   }
   // Try until it works. An aborted launch goes on without waiting, on whatever it has, to the end of its step.

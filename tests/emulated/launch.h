@@ -63,6 +63,9 @@ static int run_all(int late) {
 
 }  // namespace emulated
 
+extern "C" void set_clock(unsigned now) { emulated::now = now; }
+extern "C" unsigned clock_cycles() { return emulated::now; }
+
 extern "C" int launch(const mkc::Launch* words, int shared_bytes, unsigned seed, int late) {
   constexpr size_t kStack = 64 << 10;
   emulated::launched = words;

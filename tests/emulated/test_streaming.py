@@ -1,5 +1,6 @@
 """The device code of streaming workers, run on the host: it means what the operators' references mean, whoever is held up."""
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +186,30 @@ class Count(nn.Module):
 
     def forward(self, x: torch.Tensor) -> None:
         self.at.add_(self.ones(x))
+
+
+class Chain(nn.Module):
+    """One tile, and then several: the second of two workers has no sums of its own before it looks for the first's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.several = nn.Linear(64, 8, bias=False), nn.Linear(8, 512, bias=False)
+        self.register_buffer("at", torch.zeros(1, 512))
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.at.add_(self.several(self.one(x)))
+
+
+@pytest.mark.parametrize("clock", [0, 2**31 + 1, 2**32 - 2**20])
+def test_nobody_waits_for_half_a_turn_of_the_clock(clock: int, tmp_path: Path) -> None:
+    """Which may begin anywhere, and a worker without sums cannot say since when it waits."""
+    model, x = Chain().to(torch.bfloat16).eval().requires_grad_(False), torch.ones(1, 64, dtype=torch.bfloat16)
+    section = convert(trace(model, (x,), {}), loops=True)
+    executable = Executable([section], cuda.target(arch="sm_90a", workers=2), torch.device("cpu"))
+    executable.kernel = emulator = Emulator(executable.compilation, tmp_path)  # type: ignore[misc, assignment]
+    emulator.library.set_clock(ctypes.c_uint(clock))
+    executable([x], steps=[2])
+    assert (emulator.library.clock_cycles() - clock) % 2**32 < 2**28
 
 
 class Odd(nn.Module):
