@@ -8,8 +8,8 @@ namespace mkc::ops {
 
 // For heads of 64 or 128 that are turned whole or not at all, and rows that are published one after the other.
 // Operands after the caches: the gains with Norm, cos and sin with Rotary.
-template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Window, int Heads, int D, int Pages, int Batch, class Parts, class Lse, class Keys,
-          class Values, class Q, class K, class V, class... Rest>
+template <class Scale, class Eps, bool Norm, bool Rotary, int Splits, int Window, int Heads, int D, int Pages, int Batch, class Parts, class Lse,
+          class Keys, class Values, class Q, class K, class V, class... Rest>
 struct SwiftAttention
     : Attend<SwiftAttention<Scale, Eps, Norm, Rotary, Splits, Window, Heads, D, Pages, Batch, Parts, Lse, Keys, Values, Q, K, V, Rest...>, Scale,
              Splits, Window, 1, Heads, Pages, Batch, Parts, Lse, Keys> {

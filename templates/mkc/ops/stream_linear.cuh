@@ -68,9 +68,8 @@ struct TilesProduct {
 };
 
 // What talking warps do, of at most `Most` tiles. Operands: y, x, then gain [K] with Norm, shift [K] when Shifted, residual [1, K] and its
-// gain [K] with a PostNorm, lse [S, H, kLine]
-// and position when Merge > 0, then extras, or the pieces of one. When Best > 0, y has an entry for every so many outputs, a task's,
-// which says which of them is the best.
+// gain [K] with a PostNorm, lse [S, H, kLine] and position when Merge > 0, then extras, or the pieces of one. When Best > 0, y has an entry
+// for every so many outputs, a task's, which says which of them is the best.
 template <class Expr, class Eps, class Offset, bool Norm, int Most, int Fragments, int Abreast, int Depth, bool Centred, bool Shifted,
           bool InPieces, bool Gated, int Merge, int Heads, int Best, class Post, class Y, class X, class... Rest>
 struct StreamLinear {

@@ -205,8 +205,8 @@ struct RowsProduct {
 };
 
 // What talking warps do, of at most `Tiles` tiles. Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and
-// [B, K], lse [S, B, H], positions [B].
-// `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
+// [B, K], lse [S, B, H], positions [B]. `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of
+// `Most` tiles.
 template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
           int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
