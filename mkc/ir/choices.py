@@ -17,7 +17,7 @@ class Choices:
     """
 
     splits: int = 16  # of the keys of decode attention, at most: whoever merges them reads them all
-    one_in: int = 2  # so many workers has a task of a batch's attention: half of them read as fast as memory gives
+    one_in: int = 1  # so many workers has a task of a batch's attention
     signalled: tuple[str, ...] = ()  # kinds of edges that are events, though words could be published
     grain: float = 1.0  # what a task must be worth, in what handing it over costs
     tasks_each: int = 1  # that a worker has of an operator, at most

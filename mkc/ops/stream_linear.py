@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mkc.ir.dtype import Array, DType
+from mkc.ir.dtype import Array
 from mkc.ir.expr import Const
 from mkc.ir.graph import Node, Tensor
 from mkc.ir.program import Tiles
@@ -30,12 +30,13 @@ from mkc.ops._streaming import (
     truth,
 )
 from mkc.ops._streaming import TILE_ROWS as ROWS
+from mkc.ops.stream_merge import merged
 
 
 def reference(node: Node, ins: Sequence[Array], ranges: tuple[Range, ...]) -> tuple[Array, ...]:
-    """x [B, K], or with `merge` the parts [S, H, D] of a `decode_attention`, [S, B, H, D] of several rows; gain [K] if
-    `eps`; shift [K] if `shifted`; residual [1, K] and its gain [K] if `post_eps`; lse [S, H, 16] or [S, B, H, 16] and
-    position [B] if `merge`; weights [N_i, K]; then further operands [B, N] of the epilogue.
+    """x [B, K], or with `merge`, of one row, the parts [S, H, D] of a `decode_attention`; gain [K] if `eps`; shift [K] if
+    `shifted`; residual [1, K] and its gain [K] if `post_eps`; lse [S, H, 16] and position [1] if `merge`; weights [N_i, K]; then
+    further operands [B, N] of the epilogue.
 
     With `eps` x' = x / sqrt(mean(x^2) + eps) * (gain + offset) + shift, of x less its mean if `centred`. With `post_eps`, of
     one row, the x in it is residual + x / sqrt(mean(x^2) + post_eps) * (its gain + post_offset). The weights are
@@ -78,7 +79,7 @@ def _row(node: Node, ins: Sequence[Array]) -> Array:
     """x' [B, K]."""
     x, eps = ins[0], epsilon(node)
     if node["merge"]:
-        x = _merged(x, ins[first_weight(node) - 2][..., 0]).reshape(batch(node), -1)
+        x = merged(x, ins[first_weight(node) - 2][..., 0, None]).reshape(1, -1)
     if post_epsilon(node):
         scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(post_epsilon(node)))
         x = ins[2] + x / scale * (ins[3] + np.float32(node.number("post_offset")))
@@ -87,15 +88,6 @@ def _row(node: Node, ins: Sequence[Array]) -> Array:
         scale = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + np.float32(eps))
         x = x / scale * (ins[1] + offset(node))
     return x + ins[2] if node["shifted"] else x
-
-
-def _merged(parts: Array, lse: Array) -> Array:
-    """Each part by the share that its keys have in the whole softmax, rounded as an attention's result is."""
-    top = lse.max(axis=0, keepdims=True)
-    weights = np.exp2(lse - np.where(np.isneginf(top), 0, top))
-    total = weights.sum(axis=0, keepdims=True)
-    shares = weights / np.where(total == 0, 1, total)
-    return DType.BF16.rounded((shares[..., None] * parts).sum(axis=0))
 
 
 def tile(node: Node, target: Target) -> Tiling:
@@ -209,10 +201,10 @@ def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
     passing, beside = _passing(node), node.integer("abreast")
     most = -(-tiling.grid[0].longest // (_tile_outputs(node) * beside))
     numbers = (most, passing.fragments, *(() if batch(node) > 1 else (beside,)), _depth(node))
-    merge = map(str, (node["merge"], _merged_heads(node), best(node)))
     if batch(node) > 1:
-        several = map(str, (batch(node), passing.chunk, passing.group))
-        return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(in_pieces(node)), truth(node["gated"]), *merge, *several)
+        several = map(str, (best(node), batch(node), passing.chunk, passing.group))
+        return (cpp(epilogue(node)), *norm(node), *map(str, numbers), truth(in_pieces(node)), truth(node["gated"]), *several)
+    merge = map(str, (node["merge"], _merged_heads(node), best(node)))
     flags = map(truth, (node["centred"], node["shifted"], in_pieces(node), node["gated"] and not node["halved"]))
     return (cpp(epilogue(node)), *norm(node), *map(str, numbers), *flags, *merge, _rows(node))
 

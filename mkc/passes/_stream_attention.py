@@ -24,8 +24,7 @@ def attend(graph: Graph, target: Target) -> Graph:
         readers = _readers(uses, chain) if chain else ()
         if chain and readers:
             changes |= dict.fromkeys(chain.absorbed)
-            changes[chain.end] = made = _decoding(chain, node, target)
-            changes |= {reader: _merging(uses.nodes[reader], made) for reader in readers}
+            changes |= _attending(chain, {r: uses.nodes[r] for r in readers}, node, target)
     return rewritten(graph, changes)
 
 
@@ -343,22 +342,42 @@ def _takes(node: Node, out: Tensor, width: int) -> bool:
     return plain and once and row.storage == out.storage and row.layout.numel == out.layout.numel and row.shape[-1] == width
 
 
-def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
-    heads, depth = chain.queries.tensor.shape[-2:]
-    batch = chain.out.shape[0]
+def _attending(chain: _Chain, readers: dict[int, Node], node: Node, target: Target) -> dict[int, Node]:
+    """What the chain becomes, by the numbers of the nodes whose places are taken. The parts of one sequence are merged by each reader, for
+    itself; those of several are long, so that each worker merges a slice for all. Of several sequences a part alone is the result."""
+    (heads, depth), batch, splits = chain.queries.tensor.shape[-2:], chain.out.shape[0], _splits(chain, target)
+    several = (batch,) if batch > 1 else ()
+    name, shape = chain.out.storage.name, (splits, *several, heads, depth)
+    lse = scratch(f"{name}_lse", (*shape[:-1], LINE), DType.F32)
+    if several and splits == 1:
+        return {chain.end: _decoding(chain, node, chain.out.view(contiguous(shape)), lse)}
+    parts = scratch(f"{name}_parts", shape, DType.BF16)
+    decoding = _decoding(chain, node, parts, lse)
+    if several:
+        return {max(n for n in chain.absorbed if n < chain.end): decoding, chain.end: _merged(chain, node, parts, lse)}
+    return {chain.end: decoding} | {number: _merging(reader, decoding) for number, reader in readers.items()}
+
+
+def _splits(chain: _Chain, target: Target) -> int:
+    heads, batch = chain.queries.tensor.shape[-2], chain.out.shape[0]
     _, groups, room, _ = chain.caches[0].shape
     room *= chain.table[0].shape[-1] if chain.table else 1
-    several = (batch,) if batch > 1 else ()
     lines = batch * groups * shares(heads, groups)
-    splits = max(1, min(target.choices.splits, -(-room // BLOCK), _busy(target, batch) // lines))
-    name = chain.out.storage.name
-    parts = scratch(f"{name}_parts", (splits, *several, heads, depth), DType.BF16)
-    lse = scratch(f"{name}_lse", (splits, *several, heads, LINE), DType.F32)
+    return max(1, min(target.choices.splits, -(-room // BLOCK), _busy(target, batch) // lines))
+
+
+def _busy(target: Target, batch: int) -> int:
+    """How many workers are to have tasks."""
+    return target.workers if batch == 1 else target.workers // target.choices.one_in
+
+
+def _decoding(chain: _Chain, node: Node, parts: Tensor, lse: Tensor) -> Node:
+    several = chain.out.shape[0] > 1
     caches = tuple(c if several or chain.table else c.view(c.layout.squeeze(0)) for c in chain.caches)
     gains = [r.gain for r in (chain.queries, chain.keys) if r.gain]
     rows = (chain.queries.tensor, chain.keys.tensor, chain.values, chain.position)
     turned = chain.queries.angles[0].shape[-1] if chain.queries.angles else 0
-    attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=splits)
+    attrs = dict(scale=node["scale"], eps=chain.queries.eps, offset=chain.queries.offset, rotary=turned, splits=parts.shape[0])
     attrs |= dict(window=window(node), pages=pages(node))
     return Node(
         node.name.replace("attention", "decode_attention"),
@@ -370,14 +389,14 @@ def _decoding(chain: _Chain, node: Node, target: Target) -> Node:
     )
 
 
-def _busy(target: Target, batch: int) -> int:
-    """How many workers are worth having tasks. Parts of a batch are long to merge."""
-    return target.workers if batch == 1 else target.workers // target.choices.one_in
-
-
 def _merging(node: Node, decoding: Node) -> Node:
-    """The stream reads the parts instead of the attention's result. Of several sequences a part alone is the result."""
+    """The stream reads the parts instead of the attention's result."""
     parts, lse, *_ = decoding.outputs
-    if parts.layout.rank == 4 and parts.shape[0] == 1:
-        return replace(node, inputs=(parts.view(contiguous(node.inputs[0].shape)), *node.inputs[1:]))
     return replace(node.with_attrs(merge=parts.shape[0]), inputs=(parts, lse, decoding.inputs[3], *node.inputs[1:]))
+
+
+def _merged(chain: _Chain, node: Node, parts: Tensor, lse: Tensor) -> Node:
+    splits, width = parts.shape[0], chain.out.layout.numel
+    inputs = (parts.view(contiguous((splits, width))), lse.view(contiguous((splits, lse.layout.numel // splits // LINE, LINE))))
+    name, out = node.name.replace("attention", "stream_merge"), chain.out.view(contiguous((width,)))
+    return Node(name, "stream_merge", inputs, (out,), (), node.path)

@@ -389,6 +389,8 @@ def _edges(graph: Graph) -> dict[Storage, str]:
         match node.op:
             case "stream_linear" if not node["best"]:
                 kinds[node.output.storage] = "rows"
+            case "stream_merge":
+                kinds[node.output.storage] = "rows"
             case "stream_norm":
                 kinds[node.output.storage] = "norms"
             case "decode_attention":
@@ -417,7 +419,7 @@ def _attention_words(node: Node) -> tuple[Tensor, ...]:
     return (*node.inputs[:3], *node.outputs[:2])
 
 
-def _norm_words(node: Node) -> tuple[Tensor, ...]:
+def _all_words(node: Node) -> tuple[Tensor, ...]:
     return (*node.inputs, *node.outputs)
 
 
@@ -427,5 +429,6 @@ def _argmax_words(node: Node) -> tuple[Tensor, ...]:
 
 # what each may poll or publish
 POLLED = {
-    "stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words, "stream_norm": _norm_words,
+    "stream_linear": _stream_words, "decode_attention": _attention_words, "stream_argmax": _argmax_words, "stream_norm": _all_words,
+    "stream_merge": _all_words,
 }  # fmt: skip

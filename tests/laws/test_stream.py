@@ -22,6 +22,7 @@ from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node
 from mkc.ir.layout import Layout, contiguous
+from mkc.ops.decode_attention import splits
 from mkc.passes.fuse import fuse
 from mkc.passes.stream import stream, widened
 
@@ -29,7 +30,7 @@ transformers = pytest.importorskip("transformers")
 AutoModelForCausalLM = transformers.AutoModelForCausalLM
 
 ROOM = 192
-STREAMS = ("stream_linear", "decode_attention")
+STREAMS = ("stream_linear", "decode_attention", "stream_merge")
 PLAIN = (  # whose layers are five streams, whatever their biases, norms, gates, windows and heads
     "llama", "llama, gelu", "llama, biased", "qwen2", "gemma", "mistral", "granite", "starcoder2", "phi", "phi3", "gpt-neox",
 )  # fmt: skip
@@ -326,9 +327,12 @@ def test_what_is_not_understood_stays_as_it_is(kind: str, streams: int, others: 
 @pytest.mark.parametrize("batch", [2, 16])
 @pytest.mark.parametrize("kind", sorted({*MODELS} - {"olmo2", "glm4"}))
 def test_several_sequences_stream_as_one_does(kind: str, batch: int) -> None:
-    """But for norms that move the residual in, of one row."""
-    one, several = (Counter(n.op for n in streamed(kind, batch=b).nodes if n.op.startswith(("stream", "decode"))) for b in (1, batch))
-    assert one - Counter(stream_norm=one["stream_norm"]) == several
+    """But for norms that move the residual in, of one row, and for parts of attention, which a node of its own merges."""
+    found = [n for n in streamed(kind, batch=batch).nodes if n.op.startswith(("stream", "decode"))]
+    one, several = Counter(n.op for n in streamed(kind).nodes if n.op.startswith(("stream", "decode"))), Counter(n.op for n in found)
+    merges = sum(n.op == "decode_attention" and splits(n) > 1 for n in found)
+    assert one - Counter(stream_norm=one["stream_norm"]) == several - Counter(stream_merge=merges)
+    assert several["stream_merge"] == merges
     assert (one["stream_norm"] > 0) == (kind in ("gemma2", "gemma3"))
 
 

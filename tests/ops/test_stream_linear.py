@@ -135,18 +135,6 @@ def test_several_rows_are_each_ones_own_whether_they_fit_or_come_in_chunks(
     np.testing.assert_allclose(case.run(36, 3, rows), (normed @ gate.T) * (normed @ up.T) + residual, rtol=2**-7, atol=0.1)
 
 
-def test_parts_of_several_attentions_are_merged_for_each() -> None:
-    case = Case(merge=2)
-    parts = case.given(rounded(2, 3, 2, 16))
-    lse = RNG.standard_normal((2, 3, 2), np.float32)
-    case.given(np.repeat(lse[..., None], LINE, -1), DType.F32)
-    case.given(np.array([70, 0, 64]), DType.I64, Kind.INPUT)
-    w = case.given(rounded(8, 32))
-    shares = np.exp2(lse) / np.exp2(lse).sum(axis=0)
-    x = (shares[..., None] * parts).sum(axis=0).reshape(3, 32)
-    assert_rounded(case.run(8, 2, 3), DType.BF16.rounded(x) @ w.T)
-
-
 @pytest.mark.parametrize("batch", range(2, 17))
 @pytest.mark.parametrize("outputs", [4, 8])
 def test_rows_leave_room_for_a_ring_and_a_thread_for_every_four_outputs(batch: int, outputs: int) -> None:

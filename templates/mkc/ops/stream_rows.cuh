@@ -205,12 +205,11 @@ struct RowsProduct {
 };
 
 // What talking warps do, of at most `Tiles` tiles. Operands as of StreamLinear, with a row for each of the batch: y and x [B, N] and
-// [B, K], lse [S, B, H], positions [B]. `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of
-// `Most` tiles.
-template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Merge, int Heads,
-          int Best, int Batch, int Chunk, int Most, class Y, class X, class... Rest>
+// [B, K]. `Chunk` fragments of the rows' depth are in shared memory at once, and behind them the sums of `Most` tiles.
+template <class Expr, class Eps, class Offset, bool Norm, int Tiles, int Fragments, int Depth, bool InPieces, bool Gated, int Best, int Batch,
+          int Chunk, int Most, class Y, class X, class... Rest>
 struct StreamRows {
-  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X> && Merge == 0;  // the input stays scaled
+  static constexpr bool kNorm = Norm, kRaw = kIsPublished<X>;  // the input stays scaled
   static constexpr int kChunks = Fragments / Chunk, kPitch = Chunk * 512, kBuffer = Batch * kPitch;
   static constexpr int kColumns = Chunk * 32;  // of 8 elements, in a chunk
   static constexpr int kSums = kBuffer * (kChunks > 1 ? 2 : 1), kParts = kSums + kComputeWarps * Most * Batch * 32;
@@ -223,7 +222,6 @@ struct StreamRows {
   static constexpr int kFolded = Batch > 8 ? 16 : Batch > 4 ? 8 : Batch > 2 ? 4 : 2, kLanesARow = 32 / kFolded;
   static_assert(kWords * Batch <= kTalkThreads, "a talking thread has four outputs of one row");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
-  static_assert(!(Norm && Merge > 0));
 
   // Two tasks earlier: what only this task reads is seldom near.
   template <class Page>
@@ -245,7 +243,7 @@ struct StreamRows {
       const int n = r[0].begin + round * (kRound * kOutputs) + word * 4;
       const bool mine = row < Batch && n < r[0].end;
       if (kNorm && round == 0) scale *= norm(talk, squares, row);
-      typename ExtrasOrPieces<InPieces, kNorm + 2 * (Merge > 0), Rest...>::Type extras;
+      typename ExtrasOrPieces<InPieces, kNorm, Rest...>::Type extras;
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
@@ -326,7 +324,6 @@ struct StreamRows {
   // ---- the input, chunk by chunk
   template <class Page>
   MKC_DEVICE static void input(Talk<Page>& talk, void* const* p, float& squares, bool is_first) {
-    if constexpr (Merge > 0) count_splits(talk, p);
     MKC_NO_UNROLL
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const bool odd = chunk % 2;
@@ -337,8 +334,7 @@ struct StreamRows {
         if (chunk == 0 && is_first) talk.input_is_ready();
         else arrive(odd ? kOddInputReady : kInputReady, kBothThreads);
       };
-      if constexpr (Merge > 0) merge(talk, p, to, chunk * kColumns), ready();
-      else bring(talk, p, to, chunk * kColumns, of_rows, is_first, ready);
+      bring(talk, p, to, chunk * kColumns, of_rows, is_first, ready);
       if constexpr (kNorm)
         if (is_first) squares += folded(of_rows, talk.thread());
     }
@@ -432,81 +428,6 @@ struct StreamRows {
     MKC_UNROLL
     for (int w = 0; w < kTalkWarps; ++w) sum += load_shared_float(talk.input + kParts + (w * Batch + (row < Batch ? row : 0)) * 4);
     return rsqrt(sum * (1.0f / Depth) + Eps::of());
-  }
-
-  // ---- an attention's output, merged from the splits of its keys, a few columns and splits at a time
-  template <class Page>
-  MKC_DEVICE static void count_splits(Talk<Page>& talk, void* const* p) {  // that have keys, in each row
-    if (const int row = talk.thread(); row < Batch) {
-      const int64 blocks = talk.position(static_cast<const int64*>(p[3]) + row) / kKeyBlock + 1;
-      store_shared(talk.input + kParts + 4 * row, static_cast<uint32>(blocks < Merge ? blocks : Merge));
-    }
-    meet(kAmongTalk, kTalkThreads);
-  }
-  template <class Page>
-  MKC_DEVICE static void merge(Talk<Page>& talk, void* const* p, uint32 to, int begin) {
-    constexpr int kTogether = 2, kBoth = 2;
-    constexpr int kEach = kColumns * Batch;
-    const uint64 *const parts = X(p[1]).data, *const lse = static_cast<const uint64*>(p[2]);
-    const uint32 bits = use_bits(talk.use);
-    talk.let_others_finish();
-    MKC_NO_UNROLL
-    for (int first = talk.thread(); first < kEach; first += kBoth * kTalkThreads) {
-      float sum[kBoth][8] = {}, top[kBoth], weight[kBoth];
-      int row[kBoth], column[kBoth], splits[kBoth], most = 0;
-      MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) {
-        const int at = first + j * kTalkThreads;
-        row[j] = at / kColumns, column[j] = begin + at % kColumns;
-        splits[j] = at < kEach && column[j] < Depth / 8 ? static_cast<int>(load_shared_word(talk.input + kParts + 4 * row[j])) : 0;
-        most = most > splits[j] ? most : splits[j];
-        top[j] = kLeast, weight[j] = 0.0f;
-      }
-      MKC_NO_UNROLL
-      for (int from = 0; from < most; from += kTogether) {
-        TwoWords v[kBoth][kTogether];
-        uint64 e[kBoth][kTogether];
-        MKC_UNROLL
-        for (int i = 0; i < kBoth * kTogether; ++i) {
-          const bool wanted = from + i % kTogether < splits[i / kTogether];
-          v[i / kTogether][i % kTogether] = wanted ? TwoWords{~bits, ~bits} : TwoWords{bits, bits};
-          e[i / kTogether][i % kTogether] = word_of(kLeast, wanted ? ~talk.use : talk.use);
-        }
-        talk.poll([&] {
-          bool all = true;
-          MKC_UNROLL
-          for (int i = 0; i < kBoth * kTogether; ++i) {
-            const int j = i / kTogether, s = i % kTogether;
-            const int at = (from + s) * Batch + row[j];
-            if (!is_of(v[j][s], bits)) v[j][s] = load_words(parts + at * (Depth / 4) + 2 * column[j]);
-            if (static_cast<uint32>(e[j][s]) != talk.use) e[j][s] = load_word(lse + (at * Heads + column[j] / (Depth / Heads / 8)) * kLine);
-          }
-          MKC_UNROLL
-          for (int i = 0; i < kBoth * kTogether; ++i)
-            all &= is_of(v[i / kTogether][i % kTogether], bits) && static_cast<uint32>(e[i / kTogether][i % kTogether]) == talk.use;
-          return all;
-        });
-        MKC_UNROLL
-        for (int i = 0; i < kBoth * kTogether; ++i) {
-          const int j = i / kTogether, s = i % kTogether;
-          const float level = __uint_as_float(static_cast<uint32>(e[j][s] >> 32)), highest = max(top[j], level);
-          const float shrink = exp2(top[j] - highest), part = exp2(level - highest);
-          float value[8];
-          eight(values(v[j][s]), value);
-          top[j] = highest, weight[j] = weight[j] * shrink + part;
-          MKC_UNROLL
-          for (int k = 0; k < 8; ++k) sum[j][k] = sum[j][k] * shrink + part * value[k];
-        }
-      }
-      MKC_UNROLL
-      for (int j = 0; j < kBoth; ++j) {
-        const int at = first + j * kTalkThreads;
-        const float by = weight[j] > 0.0f ? kUnscaled * inverse(weight[j]) : 0.0f;
-        MKC_UNROLL
-        for (int k = 0; k < 8; ++k) sum[j][k] *= by;
-        if (at < kEach) store_shared(to + row[j] * kPitch + at % kColumns * 16, eight(sum[j]));
-      }
-    }
   }
 };
 

@@ -1,0 +1,85 @@
+// y[i] = sum_s weight[s] part[s, i] / sum_s weight[s], with weight[s] = 2^(lse[s] - the highest): what an attention found in the parts of its keys
+#pragma once
+
+#include <mkc/worker_stream.cuh>
+
+namespace mkc::ops {
+
+template <class V>
+constexpr long long kFromPart = 0;  // to the next, in elements
+template <class T, class S, long long Step, long long... Steps>
+constexpr long long kFromPart<Words<T, S, Stride<Step, Steps...>>> = Step;
+
+// Operands: y [N], parts [Splits, N], lse [Splits, N / Depth, kLine]. Each word of y is made by neighbouring lanes, of which each has that word of
+// one part: all that a task reads comes in one trip.
+template <int Splits, int Depth, class Y, class Parts, class Lse>
+struct StreamMerge {
+  static_assert(Splits <= 32 && Depth % 4 == 0 && kIsPublished<Parts> && kIsPublished<Lse>);
+  static constexpr int lanes() {
+    int count = 1;
+    while (count < Splits) count *= 2;
+    return count;
+  }
+  static constexpr int kLanes = lanes(), kAtOnce = kTalkThreads / kLanes;  // of a word; words
+
+  template <class Page>
+  MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
+    const int split = talk.thread() % kLanes, mine = talk.thread() / kLanes, end = r[0].end / 4;
+    const uint64 *const parts = static_cast<const uint64*>(p[1]) + static_cast<long long>(split) * (kFromPart<Parts> / 4);
+    const uint64 *const lse = static_cast<const uint64*>(p[2]) + static_cast<long long>(split) * kFromPart<Lse>;
+    uint32 misfit = 0;
+    talk.let_others_finish();
+    MKC_NO_UNROLL
+    for (int first = r[0].begin / 4; first < end; first += kAtOnce) {
+      const int word = first + mine;
+      const bool there = word < end && split < Splits;
+      float level;
+      Four v = part(talk, parts + word, lse + word / (Depth / 4) * kLine, there, level);
+      float weight = level;
+      MKC_UNROLL
+      for (int bit = kLanes / 2; bit > 0; bit /= 2) weight = max(weight, __shfl_xor_sync(0xFFFFFFFFu, weight, bit));
+      weight = exp2(level - weight);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] *= weight;
+      MKC_UNROLL
+      for (int bit = kLanes / 2; bit > 0; bit /= 2) {
+        weight += __shfl_xor_sync(0xFFFFFFFFu, weight, bit);
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) v.at[i] += __shfl_xor_sync(0xFFFFFFFFu, v.at[i], bit);
+      }
+      const float by = kUnscaled * inverse(weight);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v.at[i] *= by;
+      if (there && split == 0) write(Y(p[0]), word, v, use_bits(talk.use), misfit);
+    }
+    talk.report(misfit);
+    if constexpr (!kIsPublished<Y>) sync();  // other warps may read it in their next task
+  }
+
+ private:
+  // A word of one part, still scaled, and its level; zeros and the least level where there is none.
+  template <class Page>
+  MKC_DEVICE static Four part(Talk<Page>& talk, const uint64* from, const uint64* lse, bool there, float& level) {
+    const uint32 bits = use_bits(talk.use);
+    uint64 word = there ? ~0ull ^ bits : bits | static_cast<uint64>(bits) << 32, of = word_of(kLeast, there ? ~talk.use : talk.use);
+    const auto has_come = [&] { return is_of(word, bits) && static_cast<uint32>(of) == talk.use; };
+    talk.poll([&] {
+      if (!has_come()) word = load_word(from), of = load_word(lse);
+      return has_come();
+    });
+    __syncwarp();
+    level = __uint_as_float(static_cast<uint32>(of >> 32));
+    return four(values(word));
+  }
+  template <class S, class D>
+  MKC_DEVICE static void write(Words<bf16, S, D> y, int word, const Four& v, uint32 bits, uint32& misfit) {
+    store_word(y.data + word, word_of(v, bits, misfit));
+  }
+  template <class S, class D>
+  MKC_DEVICE static void write(View<bf16, S, D> y, int word, const Four& v, uint32, uint32&) {
+    MKC_UNROLL
+    for (int i = 0; i < 4; ++i) store(y(word * 4 + i), v.at[i]);
+  }
+};
+
+}  // namespace mkc::ops
