@@ -81,7 +81,7 @@ def adder(dtype: torch.dtype) -> Callable[[], list[Graph]]:
     return graphs
 
 
-def decoding(kind: str, batch: int = 1, page: int | None = None, **changes: Any) -> Callable[[], list[Graph]]:
+def decoding(kind: str, batch: int = 1, page: int | None = None, room: int = 64, **changes: Any) -> Callable[[], list[Graph]]:
     """A step that streams on sm_90a, where it has a kernel of its own."""
 
     def graphs() -> list[Graph]:
@@ -91,7 +91,7 @@ def decoding(kind: str, batch: int = 1, page: int | None = None, **changes: Any)
         )  # fmt: skip
         config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
         model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
-        return [raise_decoding(model, make_state(model, 64, 4, batch, page), ()).graph]
+        return [raise_decoding(model, make_state(model, room, 4, batch, page), ()).graph]
 
     return graphs
 
@@ -105,7 +105,7 @@ MADE = {
     "adder float32": adder(torch.float32),
     "adder bfloat16": adder(torch.bfloat16),
     "decoding bfloat16": decoding("Qwen3"),
-    "decoding 3 in bfloat16": decoding("Qwen3", 3),
+    "decoding 3 in bfloat16": decoding("Qwen3", 3, room=256),  # whose parts are merged
     "decoding in pages bfloat16": decoding("Qwen3", page=128),
     "decoding 3 in pages bfloat16": decoding("Qwen3", 3, 128),
     "windows, wide heads in pages bfloat16": decoding("Gemma3Text", page=128, head_dim=256, sliding_window=20, hidden_size=1152),
