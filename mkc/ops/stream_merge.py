@@ -47,7 +47,8 @@ def _depth(node: Node) -> int:
 
 
 def arguments(node: Node, tiling: Tiling) -> tuple[str, ...]:
-    return str(node.inputs[0].shape[0]), str(_depth(node))
+    splits, heads, _ = node.inputs[1].shape
+    return str(splits), str(heads), str(_depth(node))
 
 
 def input_bytes(node: Node) -> int:

@@ -47,7 +47,7 @@ MKC_DEVICE void store_entry(uint64* to, const Best& best, uint32 use) {
   store_word(to, word_of(best.value(), use)), store_word(to + 1, word_of(__uint_as_float(best.place), use));
 }
 MKC_DEVICE Best best_of(const TwoWords& entry) {
-  return {Best::rank_of(__uint_as_float(static_cast<uint32>(entry.first >> 32))), static_cast<uint32>(entry.second >> 32)};
+  return {Best::rank_of(value_of(entry.first)), static_cast<uint32>(entry.second >> 32)};
 }
 
 }  // namespace mkc

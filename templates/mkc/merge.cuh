@@ -35,14 +35,14 @@ struct MergedRow {
         await_parts(c, p, column, from, splits, v, level);
         float highest = top;
         MKC_UNROLL
-        for (int s = 0; s < kTogether; ++s) highest = max(highest, level_of(level[s]));
+        for (int s = 0; s < kTogether; ++s) highest = max(highest, value_of(level[s]));
         const float shrink = exp2(top - highest);
         top = highest, weight *= shrink;
         MKC_UNROLL
         for (int i = 0; i < 8; ++i) sum[i] *= shrink;
         MKC_UNROLL
         for (int s = 0; s < kTogether; ++s) {
-          const float part = from + s < splits ? exp2(level_of(level[s]) - highest) : 0.0f;
+          const float part = from + s < splits ? exp2(value_of(level[s]) - highest) : 0.0f;
           float value[8];
           eight(values(v[s]), value);
           weight += part;
@@ -58,7 +58,6 @@ struct MergedRow {
     c.input_came();
     __syncwarp();
   }
-  MKC_DEVICE static float level_of(uint64 word) { return __uint_as_float(static_cast<uint32>(word >> 32)); }
   // Splits [from, from + kTogether) of a column: those that exist, each asked for until it is there.
   template <class Page>
   MKC_DEVICE static void await_parts(Compute<Page>& c, void* const* p, int column, int from, int splits, TwoWords (&v)[kTogether],

@@ -134,6 +134,7 @@ def test_a_residual_and_a_norm_meet_the_same_weights(kind: str, workers: int, st
         pytest.param("gemma3", 3, [62], Choices(signalled=("norms", "heads")), marks=pytest.mark.slow),
         ("olmo2", 3, [62], Choices(signalled=("norms", "heads"), splits=1)),
         ("llama", 3, (63, 1, 128), Choices(signalled=("rows",), one_in=1)),
+        ("qwen3", 12, (0, 129), Choices(signalled=("rows",))),  # whose parts are merged
     ],
 )
 def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices: Choices, tmp_path: Path) -> None:

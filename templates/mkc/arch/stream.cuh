@@ -208,6 +208,7 @@ MKC_DEVICE uint64 word_of(const Four& v, uint32 bits, uint32& misfit) {
 }
 MKC_DEVICE Pair values(uint64 word) { return {static_cast<uint32>(word) & ~kUseBits, static_cast<uint32>(word >> 32) & ~kUseBits}; }
 MKC_DEVICE uint64 word_of(float v, uint32 use) { return static_cast<uint64>(__float_as_uint(v)) << 32 | use; }
+MKC_DEVICE float value_of(uint64 word) { return __uint_as_float(static_cast<uint32>(word >> 32)); }  // of a float beside its use
 
 // A tensor of published words, as the bodies see it: its elements are only ever read and written by the word.
 template <class T, class S, class D>

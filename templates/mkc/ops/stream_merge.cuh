@@ -5,14 +5,9 @@
 
 namespace mkc::ops {
 
-template <class V>
-constexpr long long kFromPart = 0;  // to the next, in elements
-template <class T, class S, long long Step, long long... Steps>
-constexpr long long kFromPart<Words<T, S, Stride<Step, Steps...>>> = Step;
-
-// Operands: y [N], parts [Splits, N], lse [Splits, N / Depth, kLine]. Each word of y is made by neighbouring lanes, of which each has that word of
+// Operands: y [Heads * Depth], parts [Splits, Heads * Depth], lse [Splits, Heads, kLine]. Each word of y is made by neighbouring lanes, of which each has that word of
 // one part: all that a task reads comes in one trip.
-template <int Splits, int Depth, class Y, class Parts, class Lse>
+template <int Splits, int Heads, int Depth, class Y, class Parts, class Lse>
 struct StreamMerge {
   static_assert(Splits <= 32 && Depth % 4 == 0 && kIsPublished<Parts> && kIsPublished<Lse>);
   static constexpr int lanes() {
@@ -25,8 +20,8 @@ struct StreamMerge {
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int split = talk.thread() % kLanes, mine = talk.thread() / kLanes, end = r[0].end / 4;
-    const uint64 *const parts = static_cast<const uint64*>(p[1]) + static_cast<long long>(split) * (kFromPart<Parts> / 4);
-    const uint64 *const lse = static_cast<const uint64*>(p[2]) + static_cast<long long>(split) * kFromPart<Lse>;
+    const uint64* const parts = static_cast<const uint64*>(p[1]) + split * (Heads * Depth / 4);
+    const uint64* const lse = static_cast<const uint64*>(p[2]) + split * (Heads * kLine);
     uint32 misfit = 0;
     talk.let_others_finish();
     MKC_NO_UNROLL
@@ -50,7 +45,13 @@ struct StreamMerge {
       const float by = kUnscaled * inverse(weight);
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) v.at[i] *= by;
-      if (there && split == 0) write(Y(p[0]), word, v, use_bits(talk.use), misfit);
+      if (!there || split > 0) continue;
+      if constexpr (kIsPublished<Y>) {
+        store_word(Y(p[0]).data + word, word_of(v, use_bits(talk.use), misfit));
+      } else {
+        MKC_UNROLL
+        for (int i = 0; i < 4; ++i) store(Y(p[0])(word * 4 + i), v.at[i]);
+      }
     }
     talk.report(misfit);
     if constexpr (!kIsPublished<Y>) sync();  // other warps may read it in their next task
@@ -61,24 +62,15 @@ struct StreamMerge {
   template <class Page>
   MKC_DEVICE static Four part(Talk<Page>& talk, const uint64* from, const uint64* lse, bool there, float& level) {
     const uint32 bits = use_bits(talk.use);
-    uint64 word = there ? ~0ull ^ bits : bits | static_cast<uint64>(bits) << 32, of = word_of(kLeast, there ? ~talk.use : talk.use);
+    uint64 word = there ? ~bits : bits, of = word_of(kLeast, there ? ~talk.use : talk.use);
     const auto has_come = [&] { return is_of(word, bits) && static_cast<uint32>(of) == talk.use; };
     talk.poll([&] {
       if (!has_come()) word = load_word(from), of = load_word(lse);
       return has_come();
     });
     __syncwarp();
-    level = __uint_as_float(static_cast<uint32>(of >> 32));
+    level = value_of(of);
     return four(values(word));
-  }
-  template <class S, class D>
-  MKC_DEVICE static void write(Words<bf16, S, D> y, int word, const Four& v, uint32 bits, uint32& misfit) {
-    store_word(y.data + word, word_of(v, bits, misfit));
-  }
-  template <class S, class D>
-  MKC_DEVICE static void write(View<bf16, S, D> y, int word, const Four& v, uint32, uint32&) {
-    MKC_UNROLL
-    for (int i = 0; i < 4; ++i) store(y(word * 4 + i), v.at[i]);
   }
 };
 
