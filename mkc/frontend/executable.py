@@ -41,8 +41,10 @@ class Executable:
         self._slots = self.compilation.program.slots
         fixed = [self._fixed_address(slot) for slot in self._slots]
         self._known = [at if isinstance(at, int) else 0 for at in fixed]  # addresses that never change
-        self._live = [(i, at) for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]  # tensors whose memory may move
-        self._given = [(i, slot) for i, slot in enumerate(self._slots) if fixed[i] is None]  # in every call anew
+        self._live = [(i, at.data_ptr) for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]  # whose memory may move
+        given = [(i, slot) for i, slot in enumerate(self._slots) if fixed[i] is None]  # in every call anew
+        self._outputs = [(i, slot) for i, slot in given if slot.kind is Kind.OUTPUT]
+        self._inputs = [(i, slot, slot.section, self._leaf_of(slot)) for i, slot in given if slot.kind is not Kind.OUTPUT]
         self._distinct: list[int] = []  # addresses of which no two share a state
 
     @cached_property
@@ -94,6 +96,11 @@ class Executable:
             if count > 1 and not raised.graph.loops:
                 raise InputError(f"{raised.graph.name} was not planned to run more than one step, and {count} were asked for")
 
+    def _leaf_of(self, slot: Slot) -> int:
+        source = self.raised[slot.section].sources[slot.name]
+        assert isinstance(source, UserInput)
+        return source.index
+
     def _fixed_address(self, slot: Slot) -> int | torch.Tensor | None:
         """What never changes between calls: the arena, constants; a module's tensor, whose memory may move; or None."""
         raised = self.raised[slot.section]
@@ -142,31 +149,28 @@ class _Binding:
         self.returned: list[tuple[torch.Tensor, torch.Tensor]] = []  # (caller's tensor, contiguous copy to write back)
         self.copies: list[torch.Tensor] = []
         self.addresses = executable._known.copy()
-        for i, tensor in executable._live:
-            self.addresses[i] = tensor.data_ptr()
-        for i, slot in executable._given:
-            self.addresses[i] = self._address(slot)
+        for i, data_ptr in executable._live:
+            self.addresses[i] = data_ptr()
+        for i, slot in executable._outputs:
+            self.addresses[i] = self._made(slot)
+        for i, slot, section, leaf in executable._inputs:  # hundreds of them, and the GPU waits
+            tensor = leaves[section][leaf]
+            self.addresses[i] = tensor.data_ptr() if tensor.is_contiguous() else self._dense(tensor, slot)
         if self.addresses != executable._distinct:
             self._refuse_shared_states()
             executable._distinct = self.addresses
 
-    def _address(self, slot: Slot) -> int:
-        if slot.kind is Kind.OUTPUT:
-            memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
-            self.outputs[slot.section, slot.name] = memory
-            return memory.data_ptr()
-        source = self.executable.raised[slot.section].sources[slot.name]
-        assert isinstance(source, UserInput)
-        return self._input(self.leaves[slot.section][source.index], slot)
+    def _made(self, slot: Slot) -> int:
+        memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
+        self.outputs[slot.section, slot.name] = memory
+        return memory.data_ptr()
 
-    def _input(self, tensor: torch.Tensor, slot: Slot) -> int:
-        if not tensor.is_contiguous():
-            dense = tensor.contiguous()
-            self.copies.append(dense)
-            if slot.kind is Kind.STATE:
-                self.returned.append((tensor, dense))
-            tensor = dense
-        return tensor.data_ptr()
+    def _dense(self, tensor: torch.Tensor, slot: Slot) -> int:
+        dense = tensor.contiguous()
+        self.copies.append(dense)
+        if slot.kind is Kind.STATE:
+            self.returned.append((tensor, dense))
+        return dense.data_ptr()
 
     def _refuse_shared_states(self) -> None:
         """A state that another slot also names would be ordered by nobody: the plan takes slots for distinct memory."""
