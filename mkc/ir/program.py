@@ -66,7 +66,7 @@ LAUNCH = np.dtype(
         *((name, "<u4") for name in "window pace delay seed padding".split()),
     ]
 )
-FIXED_BYTES = 64 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 56) + 6144  # of shared memory, as in block.cuh
+FIXED_BYTES = 64 + 16 * 16 + 8 * (ENTRY.itemsize + 16) + 2 * (ENTRY.itemsize + 104) + 6144  # of shared memory, as in block.cuh
 Words = NDArray[Any]
 Tiles = tuple[int, int, int, int, int, int]  # of a task: the first, how many; fragments, chunk, group and abreast of a pack
 

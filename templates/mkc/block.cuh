@@ -39,7 +39,7 @@ struct Block {
   static constexpr int kKept = kControl + 64;                         // positions, each with its address
   static constexpr int kBrought = kKept + 16 * kPositions, kDone = kBrought + 8 * kEntries;  // barriers of the tasks
   static constexpr int kTasks = kDone + 8 * kEntries, kAsked = kTasks + kEntries * int(sizeof(Entry));
-  static constexpr int kAskedBytes = int(sizeof(Entry)) + 48;              // of a loader: an entry, and what it has no registers for
+  static constexpr int kAskedBytes = int(sizeof(Entry)) + 96;              // of a loader: an entry, and what it has no registers for
   static constexpr int kAnswered = kAsked + kMostLoadWarps * kAskedBytes;  // barriers of the loaders' entries
   static constexpr int kSums = kAnswered + 8 * kMostLoadWarps;
   static constexpr int kInput = kSums + kSumsBytes, kBytes = kInput + Page::kInputBytes;

@@ -9,10 +9,12 @@ namespace mkc {
 constexpr int kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at rest
 constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
-constexpr int kComputeRegisters = 168, kTalkRegisters = 136, kSideRegisters = 40;
+constexpr int kComputeRegisters = 168, kTalkRegisters = 128, kSideRegisters = 48;
 static_assert(kLoadWarps <= kMostLoadWarps);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kRollingSlots = 6;  // whose weights a compute warp holds while it multiplies those of more
+constexpr int kSpread = 7;        // eighths of a step, over which its slots are spread
+constexpr int kStarving = 4;      // slots that a worker has before it, or fewer, when a pace does not count
 constexpr int kBringers = 1;      // arrivals that say that an entry has come
 MKC_DEVICE void take_compute_registers() { more_registers<kComputeRegisters>(); }
 MKC_DEVICE void take_talk_registers() { more_registers<kTalkRegisters>(); }
@@ -76,101 +78,115 @@ struct Ring {
   }
 };
 
-// One of those who fill the ring, each with its share of every slot: a lane of a warp of its own.
+// One of those who fill the ring: a lane of a warp of its own, which fills every other slot of it. The way from one slot to the next must
+// be short, for a worker that has many is as fast as that: what is looked up has been asked for long before.
 template <class Page>
 struct Loader {
   const Launch& l;
   const uint32 base, me;
-  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4 };  // parities that barriers are awaited at; the first lap is over
-  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd, next;              // slot: of the ring, the next to issue
+  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4, kShown = 8 };  // parities that barriers are awaited at; the first lap is over
+  uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd;  // slot: of the ring, the next to pass
+  uint32 next, pace;                                 // when it may be issued; cycles from a slot to the next
+  uint32 keys = 0, began;                            // slots of this step, and when it began
 
   MKC_DEVICE Loader(const Launch& launch, uint32 memory, int loader)
-      : l(launch), base(memory), me(loader), next(cycles() + l.pace / kLoadWarps * loader) {}
+      : l(launch), base(memory), me(loader), next(cycles()), pace(l.pace), began(next) {}
   MKC_DEVICE void run(uint32 id) {
     const uint32 queue = l.bounds[id], begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
     if (begin == end) return;
     keep(kQueue, Quad{queue, l.bounds[id + 1] - queue, begin, end});
-    keep(kStep, Quad{0, l.steps[0], 0, 0});
-    look_up(begin), ask();
-    uint32 record = begin;
-    while (kept(kStep).y && load(record)) record = after(record);
+    keep(kStep, Quad{0, l.steps[0], 0, begin});
+    look_up(begin, 0), look_up(then(begin), 1);
+    copies_done();
+    ask(looked_up(0));
     MKC_NO_UNROLL
-    for (uint32 distance = window(); distance > 0; --distance) follow(distance);  // shared memory must outlive every copy into it
-    answer();
+    for (uint32 number = 0; kept(kStep).y && load(number); ++number) go_on();
+    MKC_NO_UNROLL
+    for (uint32 distance = 1; distance <= Page::kRingSlots; ++distance) follow(distance);
+    copies_done(), answer();  // shared memory must outlive every copy into it
   }
 
   // ---- what bodies ask for
   MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
-  // The next slot: so many bytes, a multiple of 32, from there. False when nobody will read it.
+  // The next slot, of keys or values: so many bytes from there. False when nobody will read it. The first slot of a task is awaited
+  // from all loaders, who have seen the position then.
   MKC_DEVICE bool issue(const void* from, uint32 bytes) {
-    const uint32 full = base + Block<Page>::kFull + 8 * slot, empty = full + 8 * Page::kRingSlots, share = bytes / kLoadWarps;
-    if (!comes([&] { return barrier_passed(empty, phases & kEmptyOdd); })) return false;
-    follow(window());
-    keep_pace(bytes);
-    if (share) {
-      barrier_expect(full, share);
-      bulk_copy(base + slot * kSlotBytes + me * share, static_cast<const uint8*>(from) + me * share, share, full, evict_first());
-    } else {
-      barrier_arrive(full);
-    }
-    if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
-    return true;
+    const bool all = !(phases & kShown);
+    phases |= kShown;
+    keys += bytes > 0;
+    return pass(from, bytes, all);
   }
 
  private:
-  // What a loader has no registers for, in shared memory: the record that follows; the worker's first task, how many it has, and where
-  // its records begin and end; the number of the step's first task, and how many steps are left.
-  enum Kept : uint32 { kFollowing, kQueue, kStep };
-  MKC_DEVICE Quad kept(Kept what) const { return load_shared(place() + sizeof(Entry) + 16 * what); }
-  MKC_DEVICE void keep(Kept what, const Quad& v) const { store_shared(place() + sizeof(Entry) + 16 * what, v); }
-  MKC_DEVICE Stream following() const {
-    const Quad v = kept(kFollowing);
+  // What a loader has no registers for, in shared memory: the worker's first task, how many it has, and where its records begin and end;
+  // the number of the step's first task, how many steps are left, slots of weights in this one, and its record; records, this and those
+  // that follow.
+  enum Kept : uint32 { kQueue, kStep, kRecords };
+  static constexpr uint32 kLookedUp = 4;
+  MKC_DEVICE uint32 place(uint32 what) const { return place() + sizeof(Entry) + 16 * what; }
+  MKC_DEVICE Quad kept(Kept what) const { return load_shared(place(what)); }
+  MKC_DEVICE void keep(Kept what, const Quad& v) const { store_shared(place(what), v); }
+  MKC_DEVICE void look_up(uint32 record, uint32 number) const { copy_quad(place(kRecords + number % kLookedUp), l.streams + record); }
+  MKC_DEVICE Stream looked_up(uint32 number) const {
+    const Quad v = load_shared(place(kRecords + number % kLookedUp));
     return {v.x, v.y, v.z, v.w};
   }
-  MKC_DEVICE void look_up(uint32 record) const {
-    const Stream stream = l.streams[record];
-    keep(kFollowing, Quad{stream.first, stream.fragments, stream.place, stream.words});
+  MKC_DEVICE uint32 then(uint32 record) const {
+    const Quad queue = kept(kQueue);
+    return record + 1 < queue.w ? record + 1 : queue.z;
   }
-  MKC_DEVICE uint32 after(uint32 record) const {
-    const Quad queue = kept(kQueue), step = kept(kStep);
-    if (record + 1 < queue.w) return record + 1;
-    keep(kStep, Quad{step.x + queue.y, step.y - 1, 0, 0});
-    return queue.z;
+  // To the next record. Those with keys have more slots than others in the same time.
+  MKC_DEVICE void go_on() {
+    const Quad queue = kept(kQueue);
+    Quad step = kept(kStep);
+    if (++step.w == queue.w) {
+      const uint32 now = cycles();
+      if (pace && step.z + keys) pace = (now - began) / (step.z + keys) * kSpread / 8;
+      began = now;
+      step = Quad{step.x + queue.y, step.y - 1, 0, queue.z}, keys = 0;
+    }
+    keep(kStep, step);
   }
 
-  MKC_DEVICE bool load(uint32 record) {
-    const Stream stream = following();
-    const Quad queue = kept(kQueue);
-    look_up(record + 1 < queue.w ? record + 1 : queue.z);
-    if (stream.fragments) ask();
-    const bool open = stream.fragments ? weights(stream) : keys(stream);
-    if (!stream.fragments) ask();
+  MKC_DEVICE bool load(uint32 number) {
+    copies_done();
+    const Stream stream = looked_up(number), following = looked_up(number + 1);
+    look_up(then(then(kept(kStep).w)), number + 2);
+    if (stream.fragments) {
+      ask(following);
+      return bring_weights(stream);
+    }
+    const bool open = bring_keys(stream);
+    ask(following);
     return open;
   }
-  MKC_DEVICE bool weights(const Stream& stream) {
+  MKC_DEVICE bool bring_weights(const Stream& stream) {
+    Quad step = kept(kStep);
+    step.z += (stream.fragments + kSlotFragments - 1) / kSlotFragments;
+    keep(kStep, step);
     const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
     for (uint32 left = stream.fragments, some; left > 0; left -= some, from += kSlotBytes) {
       some = left < kSlotFragments ? left : kSlotFragments;
-      if (!issue(from, some * kFragmentBytes)) return false;
+      if (!pass(from, some * kFragmentBytes, false)) return false;
     }
     return true;
   }
   // How many rows a cache has is known once the first task of the step that asks has got there. It has shown the position
   // to this thread, and with it what earlier steps appended; `show_to_copies` shows that to the copies.
-  MKC_DEVICE bool keys(const Stream& stream) {
+  MKC_DEVICE bool bring_keys(const Stream& stream) {
     answer();
     if (stream.awaits()) {
       const uint32 number = kept(kStep).x + stream.place;
       if (!comes([&] { return static_cast<int32>(load_acquire_shared(base + Block<Page>::kReached) - number) > 0; })) return false;
       show_to_copies();
     }
+    phases &= ~kShown;
     const Entry& entry = *static_cast<const Entry*>(__cvta_shared_to_generic(place()));
     return Page::keys(stream.body(), *this, entry.operands, entry.task.ranges);
   }
   // Where the next task's keys lie is brought while the slots before them are issued.
-  MKC_DEVICE void ask() {
-    const Stream of = following();
+  MKC_DEVICE void ask(const Stream& of) {
     if (of.fragments) return;
     copy_entry(place(), l.entries + kept(kQueue).x + of.place, answered(), 0);
     phases ^= kAnswerOdd;
@@ -179,10 +195,37 @@ struct Loader {
   MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * Block<Page>::kAskedBytes; }
   MKC_DEVICE uint32 answered() const { return base + Block<Page>::kAnswered + 8 * me; }
 
+  // The next slot, which is one loader's, and says that it is full for the others, unless they do.
+  MKC_DEVICE bool pass(const void* from, uint32 bytes, bool all) {
+    const uint32 cost = pace * bytes / kSlotBytes;
+    const bool mine = is_mine(slot);
+    if (mine || all) {
+      const uint32 full = base + Block<Page>::kFull + 8 * slot, empty = full + 8 * Page::kRingSlots;
+      if (!comes([&] { return barrier_passed(empty, phases & kEmptyOdd); })) return false;
+      if (mine) {
+        follow(window());
+        keep_pace();
+        MKC_UNROLL
+        for (int other = 1; other < kLoadWarps && !all; ++other) barrier_arrive(full);
+        fill(full, from, bytes);
+      } else {
+        barrier_arrive(full);
+      }
+    }
+    next += cost;
+    if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
+    return true;
+  }
+  MKC_DEVICE void fill(uint32 full, const void* from, uint32 bytes) const {
+    if (bytes == 0) return barrier_arrive(full);
+    barrier_expect(full, bytes);
+    bulk_copy(base + slot * kSlotBytes, from, bytes, full, evict_first());
+  }
+
   // Waits for room, or for a position; false when it never comes. Both are there for good once they are there, and when
   // the talking warps close the ring, all that compute warps read has been read, and the last position kept: what is not
-  // there at a look after that never will be. So all loaders find the same, whenever they look, and stop at the same slot.
-  // What they issue depends on positions besides, and none changes before: the task waits for a slot of all loaders.
+  // there at a look after that never will be. So all loaders find the same, whenever they look, and stop at the same slot, or at the
+  // next, when that is another's. What they issue depends on positions besides, and none changes before: the task waits for all of them.
   template <class Ready>
   MKC_DEVICE bool comes(Ready ready) const {
     while (!ready())
@@ -190,28 +233,34 @@ struct Loader {
     return true;
   }
   MKC_DEVICE uint32 window() const { return l.window < Page::kRingSlots ? l.window : Page::kRingSlots; }
-  // What was issued so many slots before the next, if there was any, has come.
+  MKC_DEVICE bool is_mine(uint32 of) const { return of % kLoadWarps == me; }
+  // What this loader issued so many slots before the next, or last before that, has come, if there was any. Another's may have come twice.
   MKC_DEVICE void follow(uint32 distance) const {
-    const bool before = slot < distance;  // in the lap before
+    uint32 at = slot - distance;
+    bool before = slot < distance;  // in the lap before
+    if (before) at += Page::kRingSlots;
+    for (; !is_mine(at); ++distance, --at) {
+      if (distance == Page::kRingSlots) return;
+      if (at == 0) before = true, at = Page::kRingSlots;
+    }
     if (before && !(phases & kLapped)) return;
-    barrier_wait(base + Block<Page>::kFull + 8 * (slot - distance + (before ? Page::kRingSlots : 0)), (phases + 1 + before) & 1);
+    barrier_wait(base + Block<Page>::kFull + 8 * at, (phases + 1 + before) & 1);
   }
   // All but a few of the slots that were issued have been read: a worker whose share is larger, such as one with keys, must not
   // be held back to the pace of the others, for they will wait for it.
   MKC_DEVICE bool starves() const {
-    constexpr uint32 kFew = Page::kRingSlots < 8 ? Page::kRingSlots / 2 : 4;
+    constexpr uint32 kFew = Page::kRingSlots < 2 * kStarving ? Page::kRingSlots / 2 : kStarving;
     const bool before = slot < kFew;  // in the lap before
     if (before && !(phases & kLapped)) return false;
     const uint32 empty = base + Block<Page>::kEmpty + 8 * (slot - kFew + (before ? Page::kRingSlots : 0));
     return barrier_tested(empty, (phases & kEmptyOdd) ^ 1 ^ before);
   }
-  MKC_DEVICE void keep_pace(uint32 bytes) {
-    if (!l.pace) return;
+  MKC_DEVICE void keep_pace() {
+    if (!pace) return;
     uint32 now;
     while (static_cast<int32>((now = cycles()) - next) < 0 && !starves()) {
     }
-    const uint32 most = Page::kRingSlots * l.pace, early = static_cast<int32>(next - now) > 0 ? next - now : 0;
-    next = now + (early < most ? early : most) + l.pace * bytes / kSlotBytes;
+    next = now;
   }
 };
 

@@ -66,6 +66,7 @@ struct Fiber {
   const char* awaits = "its first turn";
   int block = 0, thread = 0;
   bool polls = false, done = false;
+  std::vector<Copy> copies;  // of 16 bytes, that it has yet to wait for
 };
 
 inline std::vector<Block> blocks;
@@ -158,6 +159,15 @@ inline void copy(unsigned to, const void* from, int bytes, unsigned barrier) {
   std::memset(block().shared.data() + to, 0xEE, bytes);  // nobody may read it any more
   block().copies.push_back({to, from, bytes, barrier});
 }
+inline void copy_quad(unsigned to, const void* from) {
+  if (to % 16 || reinterpret_cast<size_t>(from) % 16) refuse("a misaligned copy", to);
+  std::memset(shared(to, 16), 0xEE, 16);
+  me->copies.push_back({to, from, 16, 0});
+}
+inline void copies_done() {  // not before: whoever does not wait finds nothing
+  for (const Copy& c : me->copies) std::memcpy(shared(c.to, c.bytes), c.from, c.bytes);
+  me->copies.clear();
+}
 inline bool a_copy_comes(Block& b) {  // in any order, whenever
   if (b.copies.empty() || std::rand() % 2) return false;
   std::swap(b.copies[std::rand() % b.copies.size()], b.copies.back());
@@ -239,6 +249,11 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 template <class T>
 T __shfl_xor_sync(unsigned, T v, int bit) {
   return emulated::of_all(v)[emulated::lane() ^ bit];
+}
+template <class T>
+T __shfl_down_sync(unsigned, T v, int by) {
+  const int lane = emulated::lane();
+  return emulated::of_all(v)[lane + by < emulated::kWarp ? lane + by : lane];
 }
 template <class T>
 T __shfl_sync(unsigned, T v, int from) {

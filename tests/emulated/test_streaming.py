@@ -30,6 +30,8 @@ from mkc.frontend.convert import convert
 from mkc.frontend.executable import Executable
 from mkc.frontend.trace import trace
 from mkc.ir.choices import EDGES, UNCHOSEN, Choices
+from mkc.ir.program import SLOT_BYTES
+from mkc.passes.pack import ring_slots
 from mkc.passes.stream import stream
 from mkc.targets import cuda
 from mkc.targets.kernel import UNTUNED, Tuning
@@ -43,6 +45,7 @@ MODELS |= {
     "gemma3, wide": lambda: tiny("Gemma3Text", hidden_size=1152, vocab_size=1000, layer_types=["full_attention"]),
     "gemma3, turns": lambda: tiny("Gemma3Text", hidden_size=2304, vocab_size=500, layer_types=["full_attention"]),
 }
+LOADERS = (12, 13)  # warps of a block
 SIXTEEN = (0, 1, 2, 3, 60, 61, 62, 63, 64, 65, 126, 127, 128, 129, 130, 5)
 
 
@@ -55,6 +58,8 @@ def assert_as_interpreted(
     arch: str = "sm_90a",
     tuning: Tuning = UNTUNED,
     page: int | None = None,
+    slots: int | None = None,
+    late: tuple[int, int] | None = None,
 ) -> None:
     """Launches of one step and of two leave the tokens that the interpreter finds, and caches as near as roundings allow. Rows
     that a cache does not have are not numbers."""
@@ -64,8 +69,11 @@ def assert_as_interpreted(
         for row, start in enumerate(starts):
             cache[row, :, start:] = torch.nan
     target = replace(cuda.target(arch=arch, workers=workers), choices=choices)
+    if slots is not None:
+        most = ring_slots(stream(section.graph, target), target)
+        target = replace(target, scratch_bytes=target.scratch_bytes - (most - slots) * (SLOT_BYTES + 16))
     executable = Executable([section], target, torch.device("cpu"))
-    executable.kernel = Emulator(executable.compilation, folder, tuning)  # type: ignore[misc, assignment]
+    executable.kernel = Emulator(executable.compilation, folder, tuning, late)  # type: ignore[misc, assignment]
     for steps in (1, 2):
         executable(list(state.tensors), steps=[steps])
     assert told(state, 3, starts) == expected
@@ -258,6 +266,16 @@ def test_a_worker_without_streams_takes_every_step_whoever_is_late(tmp_path: Pat
 )  # which have rings of 4 and of 12
 def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int, tmp_path: Path) -> None:
     assert_as_interpreted("qwen3", 2, [62], tmp_path, arch=arch, tuning=Tuning(window=window, pace=20_000))
+
+
+@pytest.mark.parametrize(
+    ("slots", "window", "loader"),
+    [(5, 4, 0), (5, 3, 1), *(pytest.param(*slow, marks=pytest.mark.slow) for slow in ((3, 3, 1), (4, 3, 0), (11, 4, 1)))],
+)
+def test_a_loader_is_late_by_a_lap(slots: int, window: int, loader: int, tmp_path: Path) -> None:
+    """The other one has filled slots of the next lap before it looks whether those of this lap have come."""
+    late = (1, LOADERS[loader])
+    assert_as_interpreted("qwen3", 2, [62], tmp_path, tuning=Tuning(window=window, pace=0), slots=slots, late=late)
 
 
 @pytest.mark.parametrize(

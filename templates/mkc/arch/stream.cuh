@@ -96,12 +96,15 @@ MKC_DEVICE uint64 evict_first() {
 MKC_DEVICE void copy_weights(uint32 to, const void* from) {  // 16 bytes that nobody else reads, awaited by `await_copies`
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "l"(evict_first()) : "memory");
 }
+MKC_DEVICE void copy_quad(uint32 to, const void* from) {  // 16 bytes that others read, too
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 MKC_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }  // of a group
 template <int Groups>
 MKC_DEVICE void await_copies() {  // of this thread, but for so many groups that were begun last
   asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 }
-MKC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+MKC_DEVICE void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }  // of this thread
 MKC_DEVICE void fetch_ahead(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }  // a hint
 
 MKC_DEVICE uint32 cycles() {
@@ -205,6 +208,14 @@ MKC_DEVICE uint64 word_of(const Four& v, uint32 bits, uint32& misfit) {
   const uint32 front = pair_of(v.at[0] * kScaled, v.at[1] * kScaled), back = pair_of(v.at[2] * kScaled, v.at[3] * kScaled);
   misfit |= (front | back) & kUseBits;
   return static_cast<uint64>((back & ~kUseBits) | bits) << 32 | ((front & ~kUseBits) | bits);
+}
+// The same of the values of four neighbouring lanes, for the first of them. Called by a whole warp.
+MKC_DEVICE uint64 word_of_four(float v, uint32 bits, bool counts, uint32& misfit) {
+  v *= kScaled;
+  const uint32 two = pair_of(v, __shfl_down_sync(0xFFFFFFFFu, v, 1));
+  if (counts) misfit |= (two & 0xFFFFu) & kUseBits;
+  const uint32 front = (two & ~kUseBits) | bits, back = __shfl_down_sync(0xFFFFFFFFu, front, 2);
+  return static_cast<uint64>(back) << 32 | front;
 }
 MKC_DEVICE Pair values(uint64 word) { return {static_cast<uint32>(word) & ~kUseBits, static_cast<uint32>(word >> 32) & ~kUseBits}; }
 MKC_DEVICE uint64 word_of(float v, uint32 use) { return static_cast<uint64>(__float_as_uint(v)) << 32 | use; }

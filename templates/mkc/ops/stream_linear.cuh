@@ -81,11 +81,13 @@ struct StreamLinear {
   static constexpr int kBefore = Norm + Shifted + 2 * Post::kIs + 2 * (Merge > 0);  // operands before the extras
   using Two = TwoRows<Fragments, P::kSharers>;
   static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
+  // of a talking thread: one, for then the way from the sums to the words is short; or four, where there are more
+  static constexpr int kEach = Best == 0 && !kTwo && P::kRound * kOutputs <= kTalkThreads ? 1 : 4;
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 8), "two rows that are held in registers");
   static_assert(!kHalves || !(Norm || Centred || Shifted || InPieces || Gated || Merge || Best), "halves of a row as it is");
-  static_assert(P::kRound * kOutputs / 4 * kLanes <= kTalkThreads, "a talking thread has four outputs, or shares them");
+  static_assert(P::kRound * kOutputs / kEach * kLanes <= kTalkThreads, "a talking thread has outputs, or shares them");
   static_assert(Best == 0 || kIsPublished<Y>, "entries are published");
 
   struct Products {  // four of a weight, and of the one beside it
@@ -105,10 +107,10 @@ struct StreamLinear {
 
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int thread = talk.thread(), word = thread / kLanes;  // has four outputs of a round
-    const auto is_mine = [&](int n) { return word < P::kRound * kOutputs / 4 && n < r[0].end && thread % kLanes == 0; };
-    const bool mine = is_mine(r[0].begin + word * 4);
-    typename ExtrasOrPieces<InPieces, kBefore, Rest...>::Type extras;
+    const int thread = talk.thread(), place = thread / kLanes;  // among those who have outputs of a round
+    const auto is_mine = [&](int n) { return place < P::kRound * kOutputs / kEach && n < r[0].end && thread % kLanes == 0; };
+    const bool mine = is_mine(r[0].begin + place * kEach);
+    typename ExtrasOrPieces<InPieces, kEach, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, second = 0.0f;  // of the sums; of the second row's before that
@@ -116,20 +118,21 @@ struct StreamLinear {
     else if constexpr (Centred) scale = centred(talk, p);
     else if constexpr (Post::kIs) two_rows(talk, p);
     else input(talk, p);
-    if (mine) extras.read(talk, p + 2, r[0].begin + word * 4);
+    if (mine) extras.read(talk, p + 2, r[0].begin + place * kEach);
     MKC_NO_UNROLL
     for (int round = 0, first = r[0].begin;; ++round) {
-      const int n = first + word * 4;
+      const int n = first + place * kEach;
       if (round && is_mine(n)) extras.read(talk, p + 2, n);
       talk.await_sums();
       if (Merge > 0 && round == 0) talk.input_came();
       if constexpr (Post::kIs) {
         if (round == 0) scales(talk, scale, second);
-        const Products v = products(talk, word, scale, second);  // of which each thread has a part
+        const Products v = products(talk, place, scale, second);  // of which each thread has a part
         if (is_mine(n)) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
       } else {
         if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
-        if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, word, scale), extras, misfit, best);
+        if constexpr (kEach == 1) finish(talk, p[0], n, is_mine(n), place, scale, extras, misfit);
+        else if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, place, scale), extras, misfit, best);
       }
       first += P::kRound * kOutputs;
       if (P::kRounds == 1 || first >= r[0].end) break;
@@ -209,6 +212,33 @@ struct StreamLinear {
       MKC_UNROLL
       for (int i = 0; i < 4; ++i)
         if (n + i < end) store(out(0, n + i), v.at[i]);
+    }
+  }
+
+  // The same of one output. Four neighbours make a word.
+  MKC_DEVICE static float total(uint32 at) {
+    float v[P::kSharers];
+    MKC_UNROLL
+    for (int w = 0; w < P::kSharers; ++w) v[w] = load_shared_float(at + w * kMaxTiles * Abreast * 32);
+    MKC_UNROLL
+    for (int half = P::kSharers / 2; half > 0; half /= 2) {
+      MKC_UNROLL
+      for (int w = 0; w < half; ++w) v[w] += v[w + half];
+    }
+    return v[0];
+  }
+  template <class Page, class E>
+  MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int n, bool mine, int place, float scale, const E& extras, uint32& misfit) {
+    if (place / 32 * 32 >= P::kRound * kOutputs) return;  // none of this warp's threads has one
+    const uint32 at = talk.sums + place * 4 + (Gated ? place / 4 * 16 : 0);
+    float v = total(at) * scale;
+    if constexpr (Gated) v = extras.template of<Expr>(0, v, total(at + 16) * scale);
+    else v = extras.template of<Expr>(0, v);
+    if constexpr (kIsPublished<Y>) {
+      const uint64 word = word_of_four(v, use_bits(talk.use), mine, misfit);
+      if (mine && n % 4 == 0) store_word(Y(y).data + n / 4, word);
+    } else if (mine) {
+      store(Y(y)(0, n), v);
     }
   }
 

@@ -13,7 +13,7 @@ struct StreamNorm {
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range*) {
     const int first = talk.thread();
-    Extras<0, Rest...> extras[kEach];  // which have been there for a while; threads to spare look at the last word too
+    Extras<4, 0, Rest...> extras[kEach];  // which have been there for a while; threads to spare look at the last word too
     MKC_UNROLL
     for (int j = 0; j < kEach; ++j) {
       const int word = first + j * kTalkThreads;
@@ -83,8 +83,10 @@ struct StreamNorm {
     MKC_UNROLL
     for (int j = 0; j < kEach; ++j) {
       const int word = first + j * kTalkThreads;
-      FourOf<View<bf16, S, D>> four;
-      if (word < kWords) four.read(talk, x.data, word * 4), v[j] = four.v;
+      SomeOf<4, View<bf16, S, D>> some;
+      if (word < kWords) some.read(talk, x.data, word * 4);
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) v[j].at[i] = some.v[i];
     }
   }
 };

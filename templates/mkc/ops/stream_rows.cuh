@@ -243,7 +243,7 @@ struct StreamRows {
       const int n = r[0].begin + round * (kRound * kOutputs) + word * 4;
       const bool mine = row < Batch && n < r[0].end;
       if (kNorm && round == 0) scale *= norm(talk, squares, row);
-      typename ExtrasOrPieces<InPieces, kNorm, Rest...>::Type extras;
+      typename ExtrasOrPieces<InPieces, 4, kNorm, Rest...>::Type extras;
       uint32 misfit = 0;
       if (mine) extras.read(talk, p + 2, n, row);
       talk.await_sums();
