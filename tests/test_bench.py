@@ -204,7 +204,7 @@ def test_widened_weights_compute_what_a_copy_in_float64_does(model: Any) -> None
 
 
 def test_a_search_goes_from_one_setting_to_the_next_and_ends_at_the_best() -> None:
-    best = Tuning(window=6, pace=800, delay=1000)
+    best = Tuning(window=6, pace=80, delay=1000)
 
     def measure(tried: Tuning) -> float:
         return sum(getattr(tried, name) != getattr(best, name) for name in ("window", "pace", "delay"))
@@ -221,7 +221,7 @@ def test_where_nobody_paces_only_the_delay_is_searched() -> None:
 
 def test_a_search_without_time_keeps_what_it_has() -> None:
     seconds = iter([2.0, 1.0, None])
-    assert search(Tuning(4, 0, 1400), pacing(12), lambda _: next(seconds)) == Tuning(4, 600, 1400)
+    assert search(Tuning(4, 0, 1400), pacing(12), lambda _: next(seconds)) == Tuning(4, 70, 1400)
     assert search(Tuning(4, 0, 1400), pacing(12), lambda _: None) == Tuning(4, 0, 1400)
 
 
@@ -253,7 +253,7 @@ def test_a_tuning_is_kept_for_its_plan_and_gpu(
 ) -> None:
     monkeypatch.setenv("MKC_TUNED", "1")
     monkeypatch.setenv("MKC_CACHE_DIR", str(tmp_path / "kernels"))
-    program, found = streaming.program, Tuning(3, 700, 1000)
+    program, found = streaming.program, Tuning(3, 70, 1000)
     assert tuning.recalled(program, "H200") is None
     tuning.keep(program, "H200", found)
     assert tuning.recalled(program, "H200") == found
@@ -269,7 +269,7 @@ def test_a_tuning_is_kept_for_its_plan_and_gpu(
         b"", b"{", b"[]", b"\xff", b'{"window": 4}', b'{"window": 0, "pace": 0, "delay": 0}',
         b'{"window": 4, "pace": -1, "delay": 0}', b'{"window": 4, "pace": 0, "delay": 1e9}',
         b'{"window": 999, "pace": 0, "delay": 0}', b'{"window": true, "pace": 0, "delay": 0}',
-        b'{"window": 4, "pace": 0, "delay": 99999999}',
+        b'{"window": 4, "pace": 0, "delay": 99999999}', b'{"window": 4, "pace": 101, "delay": 0}',
     ],
 )  # fmt: skip
 def test_a_damaged_tuning_is_ignored(
@@ -281,15 +281,9 @@ def test_a_damaged_tuning_is_ignored(
     assert tuning.recalled(streaming.program, "H200") is None
 
 
-def test_the_first_guess_paces_slots_at_the_rate_of_the_memory() -> None:
-    assert tuning.guessed(having(11, 4), 4650 / 132, 1.98) == Tuning(4, 783, 1400)
+def test_the_first_guess_fits_the_ring() -> None:
+    assert tuning.guessed(having(11, 4, 0, 0, 0), 4650 / 132, 1.98) == Tuning(4, 88, 1400)
     assert tuning.guessed(having(3, 1), 10.0, 2.0).window == 3
-
-
-def test_long_shares_are_not_paced() -> None:
-    """Of the weights: attention's records have no slots of their own."""
-    assert tuning.guessed(having(11, 22, 0, 0, 0), 35.0, 1.98).pace > 0
-    assert tuning.guessed(having(11, 35, 0, 0, 0), 35.0, 1.98) == Tuning(4, 0, 1400)
 
 
 def test_short_shares_are_soon_done_everywhere() -> None:
@@ -305,9 +299,9 @@ def test_the_pace_is_searched_by_running_the_kernel_with_it(streaming: Compilati
     lm: Any = SimpleNamespace(kernel=kernel, compilation=streaming)
     trials = tune.Trials(lm, (20,), 4, time.monotonic() + 60)
     monkeypatch.setattr(
-        tune.Trials, "times", lambda *_: [abs(kernel.tuning.pace - 900) + abs(kernel.tuning.delay - 1800)]
+        tune.Trials, "times", lambda *_: [abs(kernel.tuning.pace - 94) + abs(kernel.tuning.delay - 1800)]
     )
-    assert tune._paced(trials) == kernel.tuning == Tuning(4, 900, 1800)
+    assert tune._paced(trials) == kernel.tuning == Tuning(4, 94, 1800)
 
 
 # ---- plans

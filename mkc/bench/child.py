@@ -92,6 +92,8 @@ class Subject:
             kernel.tuning = replace(self.untouched, **tuning)
             if streams and not 1 <= kernel.tuning.window <= streams.ring_slots:
                 raise ValueError(f"a window of {kernel.tuning.window} slots in a ring of {streams.ring_slots}")
+            if not 0 <= kernel.tuning.pace <= 100:
+                raise ValueError(f"a pace of {kernel.tuning.pace} percent of a step")
 
 
 def main(wanted: dict[str, Any], told: "queue.Queue[Answer]") -> None:

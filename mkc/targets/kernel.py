@@ -46,7 +46,7 @@ class Tuning:
     """How streaming workers share the memory with those that wait: facts of a machine and a plan, found by measuring."""
 
     window: int = 4  # slots of the ring on their way at once
-    pace: int = 0  # cycles from one slot to the next
+    pace: int = 0  # percent of the step before, over which a worker spreads its slots; 0: each as soon as there is room
     delay: int = 1400  # cycles from a worker's own sums to its first look for the others'
 
 

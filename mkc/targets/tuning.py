@@ -10,20 +10,16 @@ from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS, Program, Streams
 from mkc.targets import kept
 from mkc.targets.kernel import UNTUNED, Tuning
 
-HEADROOM = 0.85  # of the time that memory needs for a slot, so that a worker that fell behind can catch up
-LONG = 2  # rings of weights in a share: on an H100 Qwen3-8B's, of 3, are read 1 % sooner unpaced, Llama-3.2-1B's, of 1, 1 % later
+SPREAD = 88  # percent of a step: a worker that fell behind can catch up
 PATIENCE = 0.5  # of the time of a share's weights: SmolLM2-135M's are short, and on an H100 a delay of 700 instead of 1,400 gains 6 %
 MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 
 
 def guessed(streams: Streams, bytes_per_ns: float, ghz: float) -> Tuning:
-    """Slots at the rate at which one worker reads memory (`bytes_per_ns`), or without a pace where shares are long: there
-    workers seldom wait for each other, and a pace only costs. Where shares are short, others are done sooner than the usual delay.
-    `ghz` is the SM's clock."""
+    """Where shares are short, others are done sooner than the usual delay. `bytes_per_ns` is what one worker reads, `ghz` its clock."""
     fragments, slot = streams.records["fragments"], SLOT_BYTES / bytes_per_ns * ghz
     median = float(np.median(fragments[fragments > 0])) / SLOT_FRAGMENTS  # slots
-    pace = 0 if median > LONG * streams.ring_slots else round(HEADROOM * slot)
-    return Tuning(min(4, streams.ring_slots), pace, min(UNTUNED.delay, round(PATIENCE * median * slot)))
+    return Tuning(min(4, streams.ring_slots), SPREAD, min(UNTUNED.delay, round(PATIENCE * median * slot)))
 
 
 def recalled(program: Program, gpu: str) -> Tuning | None:
@@ -33,7 +29,7 @@ def recalled(program: Program, gpu: str) -> Tuning | None:
     if given.keys() != names or any(type(n) is not int for n in given.values()):
         return None
     tuning = Tuning(**given)
-    fits = 1 <= tuning.window <= _streams(program).ring_slots
+    fits = 1 <= tuning.window <= _streams(program).ring_slots and tuning.pace <= 100
     return tuning if fits and all(0 <= n <= MOST_CYCLES for n in given.values()) else None
 
 

@@ -9,11 +9,10 @@ namespace mkc {
 constexpr int kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at rest
 constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
-constexpr int kComputeRegisters = 168, kTalkRegisters = 128, kSideRegisters = 48;
+constexpr int kComputeRegisters = 176, kTalkRegisters = 120, kSideRegisters = 40;
 static_assert(kLoadWarps <= kMostLoadWarps);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kRollingSlots = 6;  // whose weights a compute warp holds while it multiplies those of more
-constexpr int kSpread = 7;        // eighths of a step, over which its slots are spread
 constexpr int kStarving = 4;      // slots that a worker has before it, or fewer, when a pace does not count
 constexpr int kBringers = 1;      // arrivals that say that an entry has come
 MKC_DEVICE void take_compute_registers() { more_registers<kComputeRegisters>(); }
@@ -86,16 +85,16 @@ struct Loader {
   const uint32 base, me;
   enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4, kShown = 8 };  // parities that barriers are awaited at; the first lap is over
   uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd;  // slot: of the ring, the next to pass
-  uint32 next, pace;                                 // when it may be issued; cycles from a slot to the next
-  uint32 keys = 0, began;                            // slots of this step, and when it began
+  uint32 next, pace = 0;                             // when it may be issued; cycles from a slot to the next, once a step has been timed
+  uint32 slots = 0;                                  // of this step, so far
 
   MKC_DEVICE Loader(const Launch& launch, uint32 memory, int loader)
-      : l(launch), base(memory), me(loader), next(cycles()), pace(l.pace), began(next) {}
+      : l(launch), base(memory), me(loader), next(cycles()) {}
   MKC_DEVICE void run(uint32 id) {
     const uint32 queue = l.bounds[id], begin = l.stream_bounds[id], end = l.stream_bounds[id + 1];
     if (begin == end) return;
     keep(kQueue, Quad{queue, l.bounds[id + 1] - queue, begin, end});
-    keep(kStep, Quad{0, l.steps[0], 0, begin});
+    keep(kStep, Quad{0, l.steps[0], next, begin});
     look_up(begin, 0), look_up(then(begin), 1);
     copies_done();
     ask(looked_up(0));
@@ -113,14 +112,12 @@ struct Loader {
   MKC_DEVICE bool issue(const void* from, uint32 bytes) {
     const bool all = !(phases & kShown);
     phases |= kShown;
-    keys += bytes > 0;
     return pass(from, bytes, all);
   }
 
  private:
   // What a loader has no registers for, in shared memory: the worker's first task, how many it has, and where its records begin and end;
-  // the number of the step's first task, how many steps are left, slots of weights in this one, and its record; records, this and those
-  // that follow.
+  // the number of the step's first task, how many steps are left, when this one began, and its record; records, this and those that follow.
   enum Kept : uint32 { kQueue, kStep, kRecords };
   static constexpr uint32 kLookedUp = 4;
   MKC_DEVICE uint32 place(uint32 what) const { return place() + sizeof(Entry) + 16 * what; }
@@ -135,15 +132,14 @@ struct Loader {
     const Quad queue = kept(kQueue);
     return record + 1 < queue.w ? record + 1 : queue.z;
   }
-  // To the next record. Those with keys have more slots than others in the same time.
+  // To the next record. Workers with keys have more slots than others in the same time, and all have more time with longer contexts.
   MKC_DEVICE void go_on() {
     const Quad queue = kept(kQueue);
     Quad step = kept(kStep);
     if (++step.w == queue.w) {
       const uint32 now = cycles();
-      if (pace && step.z + keys) pace = (now - began) / (step.z + keys) * kSpread / 8;
-      began = now;
-      step = Quad{step.x + queue.y, step.y - 1, 0, queue.z}, keys = 0;
+      if (slots) pace = (now - step.z) / slots * l.pace / 100;
+      step = Quad{step.x + queue.y, step.y - 1, now, queue.z}, slots = 0;
     }
     keep(kStep, step);
   }
@@ -161,9 +157,6 @@ struct Loader {
     return open;
   }
   MKC_DEVICE bool bring_weights(const Stream& stream) {
-    Quad step = kept(kStep);
-    step.z += (stream.fragments + kSlotFragments - 1) / kSlotFragments;
-    keep(kStep, step);
     const uint8* from = l.packed + static_cast<uint64>(stream.first) * kSlotBytes;
     MKC_NO_UNROLL
     for (uint32 left = stream.fragments, some; left > 0; left -= some, from += kSlotBytes) {
@@ -212,7 +205,7 @@ struct Loader {
         barrier_arrive(full);
       }
     }
-    next += cost;
+    next += cost, slots += bytes > 0;
     if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
     return true;
   }

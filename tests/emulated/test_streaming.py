@@ -265,7 +265,7 @@ def test_a_worker_without_streams_takes_every_step_whoever_is_late(tmp_path: Pat
     [("sm_120a", 3), *(pytest.param(*slow, marks=pytest.mark.slow) for slow in (("sm_90a", 4), ("sm_120a", 1)))],
 )  # which have rings of 4 and of 12
 def test_loaders_keep_a_pace_unless_they_are_close_ahead(arch: str, window: int, tmp_path: Path) -> None:
-    assert_as_interpreted("qwen3", 2, [62], tmp_path, arch=arch, tuning=Tuning(window=window, pace=20_000))
+    assert_as_interpreted("qwen3", 2, [62], tmp_path, arch=arch, tuning=Tuning(window=window, pace=100))
 
 
 @pytest.mark.parametrize(
