@@ -8,9 +8,11 @@ namespace mkc {
 
 constexpr int kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at rest
 constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
-// Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever.
-constexpr int kComputeRegisters = 176, kTalkRegisters = 120, kSideRegisters = 40;
+// Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever; and those that are to get more do not get
+// less, which is an illegal instruction.
+constexpr int kComputeRegisters = 168, kTalkRegisters = 128, kSideRegisters = 48, kLaunchRegisters = 65536 / kBlockThreads;
 static_assert(kLoadWarps <= kMostLoadWarps);
+static_assert(kComputeRegisters >= kLaunchRegisters && kTalkRegisters >= kLaunchRegisters && kSideRegisters <= kLaunchRegisters);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
 constexpr int kRollingSlots = 6;  // whose weights a compute warp holds while it multiplies those of more
 constexpr int kStarving = 4;      // slots that a worker has before it, or fewer, when a pace does not count

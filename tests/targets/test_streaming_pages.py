@@ -85,7 +85,7 @@ def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
 def test_nothing_spills_where_registers_change_hands(name: str, batch: int, page: int | None) -> None:
     """But what compute warps keep from task to task, of several sequences with heads of 256."""
     taken = cuda.compile_cubin(planned(name, "sm_90a", batch, page).source.complete, "sm_90a").resources
-    kept = {("gemma-3-1b", 2): (40, 24), ("gemma-3-1b", 16): (16, 8)}
+    kept = {("gemma-3-1b", 2): (48, 32), ("gemma-3-1b", 16): (16, 8)}
     assert (taken.spill_bytes, taken.stack_bytes) == kept.get((name, batch), (0, 0))
 
 
