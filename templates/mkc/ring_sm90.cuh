@@ -10,7 +10,12 @@ constexpr int kLoadWarps = 2, kSideWarps = 4;  // loaders, the herald and one at
 constexpr int kBlockThreads = kBothThreads + kSideWarps * 32;
 // Registers of a thread: together as many as the launch was given, or setmaxnreg waits for ever; and those that are to get more do not get
 // less, which is an illegal instruction.
-constexpr int kComputeRegisters = 168, kTalkRegisters = 128, kSideRegisters = 48, kLaunchRegisters = 65536 / kBlockThreads;
+constexpr int kComputeRegisters = 168, kLaunchRegisters = 65536 / kBlockThreads;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kTalkRegisters = 136, kSideRegisters = 40;
+#else
+constexpr int kTalkRegisters = 128, kSideRegisters = 48;
+#endif
 static_assert(kLoadWarps <= kMostLoadWarps);
 static_assert(kComputeRegisters >= kLaunchRegisters && kTalkRegisters >= kLaunchRegisters && kSideRegisters <= kLaunchRegisters);
 static_assert(kComputeThreads * kComputeRegisters + kTalkThreads * kTalkRegisters + 32 * kSideWarps * kSideRegisters == 65536);
@@ -85,7 +90,8 @@ template <class Page>
 struct Loader {
   const Launch& l;
   const uint32 base, me;
-  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4, kShown = 8 };  // parities that barriers are awaited at; the first lap is over
+  // Parities that barriers are awaited at; the first lap is over; all have seen the task's first slot; and from there on, records so far.
+  enum Phase : uint32 { kEmptyOdd = 1, kAnswerOdd = 2, kLapped = 4, kShown = 8, kRecord = 16 };
   uint32 slot = 0, phases = kEmptyOdd | kAnswerOdd;  // slot: of the ring, the next to pass
   uint32 next, pace = 0;                             // when it may be issued; cycles from a slot to the next, once a step has been timed
   uint32 slots = 0;                                  // of this step, so far
@@ -101,7 +107,7 @@ struct Loader {
     copies_done();
     ask(looked_up(0));
     MKC_NO_UNROLL
-    for (uint32 number = 0; kept(kStep).y && load(number); ++number) go_on();
+    while (kept(kStep).y && load()) go_on();
     MKC_NO_UNROLL
     for (uint32 distance = 1; distance <= Page::kRingSlots; ++distance) follow(distance);
     copies_done(), answer();  // shared memory must outlive every copy into it
@@ -143,10 +149,11 @@ struct Loader {
       if (slots) pace = (now - step.z) / slots * l.pace / 100;
       step = Quad{step.x + queue.y, step.y - 1, now, queue.z}, slots = 0;
     }
-    keep(kStep, step);
+    keep(kStep, step), phases += kRecord;
   }
 
-  MKC_DEVICE bool load(uint32 number) {
+  MKC_DEVICE bool load() {
+    const uint32 number = phases / kRecord;
     copies_done();
     const Stream stream = looked_up(number), following = looked_up(number + 1);
     look_up(then(then(kept(kStep).w)), number + 2);
