@@ -115,20 +115,25 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
   Quad w[P::kBatch][4];
   MKC_UNROLL
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
-  await_input();
+  if constexpr (!P::kHeld) await_input();
   if constexpr (P::kHeld) {
-    Inputs<F, F, P::kSharers> x;
-    x.take(input, 0);
-    Sums s[Tiles];
-    MKC_UNROLL
-    for (int t = 0; t < Tiles; ++t) s[t].clear();
-    MKC_UNROLL
-    for (int f = 0; f < F; ++f) {
+    // Rehearsed while the input is on its way: code that a worker runs once a layer is not at hand, and is then.
+    MKC_NO_UNROLL
+    for (uint32 rehearsed = opaque(0);; rehearsed = opaque(1)) {
+      Inputs<F, F, P::kSharers> x = {};
+      if (rehearsed) await_input(), x.take(input, 0);
+      Sums s[Tiles];
       MKC_UNROLL
-      for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
+      for (int t = 0; t < Tiles; ++t) s[t].clear();
+      MKC_UNROLL
+      for (int f = 0; f < F; ++f) {
+        MKC_UNROLL
+        for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
+      }
+      MKC_UNROLL
+      for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * kStep, holder && rehearsed);
+      if (rehearsed) break;
     }
-    MKC_UNROLL
-    for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * kStep, holder);
   } else if constexpr (P::kTurns) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles
     Inputs<F, kKept ? F : 4, P::kSharers> x;
