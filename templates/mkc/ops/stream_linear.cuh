@@ -83,6 +83,7 @@ struct StreamLinear {
   static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
   // of a talking thread: one, for then the way from the sums to the words is short; or four, where there are more
   static constexpr int kEach = Best == 0 && !kTwo && P::kRound * kOutputs <= kTalkThreads ? 1 : 4;
+  static constexpr bool kRehearsed = kEach == 1;
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 8), "two rows that are held in registers");
@@ -109,21 +110,23 @@ struct StreamLinear {
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
     const int thread = talk.thread(), place = thread / kLanes;  // among those who have outputs of a round
     const auto is_mine = [&](int n) { return place < P::kRound * kOutputs / kEach && n < r[0].end && thread % kLanes == 0; };
-    const bool mine = is_mine(r[0].begin + place * kEach);
     typename ExtrasOrPieces<InPieces, kEach, kBefore, Rest...>::Type extras;
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, second = 0.0f;  // of the sums; of the second row's before that
-    if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
-    else if constexpr (Centred) scale = centred(talk, p);
-    else if constexpr (Post::kIs) two_rows(talk, p);
-    else input(talk, p);
-    if (mine) extras.read(talk, p + 2, r[0].begin + place * kEach);
+    // Its end is rehearsed while the input is on its way: code that a worker runs once a layer is not at hand, and is then.
     MKC_NO_UNROLL
-    for (int round = 0, first = r[0].begin;; ++round) {
+    for (int round = kRehearsed ? static_cast<int>(opaque(-1)) : 0, first = r[0].begin;; ++round) {
+      const bool real = !kRehearsed || round >= 0;
+      if (round == 0) {
+        if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
+        else if constexpr (Centred) scale = centred(talk, p);
+        else if constexpr (Post::kIs) two_rows(talk, p);
+        else input(talk, p);
+      }
       const int n = first + place * kEach;
-      if (round && is_mine(n)) extras.read(talk, p + 2, n);
-      talk.await_sums();
+      if (real && is_mine(n)) extras.read(talk, p + 2, n);
+      if (real) talk.await_sums();
       if (Merge > 0 && round == 0) talk.input_came();
       if constexpr (Post::kIs) {
         if (round == 0) scales(talk, scale, second);
@@ -131,9 +134,10 @@ struct StreamLinear {
         if (is_mine(n)) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
       } else {
         if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
-        if constexpr (kEach == 1) finish(talk, p[0], n, is_mine(n), place, scale, extras, misfit);
+        if constexpr (kEach == 1) finish(talk, p[0], n, is_mine(n) && real, place, scale, extras, misfit);
         else if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, place, scale), extras, misfit, best);
       }
+      if (!real) continue;
       first += P::kRound * kOutputs;
       if (P::kRounds == 1 || first >= r[0].end) break;
       talk.sums_are_taken();
