@@ -118,24 +118,27 @@ struct StreamLinear {
     MKC_NO_UNROLL
     for (int round = kRehearsed ? static_cast<int>(opaque(-1)) : 0, first = r[0].begin;; ++round) {
       const bool real = !kRehearsed || round >= 0;
+      const int n = first + place * kEach;
+      const bool mine = is_mine(n);
+      if (kRehearsed && mine && round != 0) extras.ask(p + 2, n);
       if (round == 0) {
         if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
         else if constexpr (Centred) scale = centred(talk, p);
         else if constexpr (Post::kIs) two_rows(talk, p);
         else input(talk, p);
       }
-      const int n = first + place * kEach;
-      if (real && is_mine(n)) extras.read(talk, p + 2, n);
+      if (!kRehearsed && mine) extras.ask(p + 2, n);
+      if (mine && real) extras.await(talk, p + 2, n);
       if (real) talk.await_sums();
       if (Merge > 0 && round == 0) talk.input_came();
       if constexpr (Post::kIs) {
         if (round == 0) scales(talk, scale, second);
         const Products v = products(talk, place, scale, second);  // of which each thread has a part
-        if (is_mine(n)) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
+        if (mine) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
       } else {
         if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
-        if constexpr (kEach == 1) finish(talk, p[0], n, is_mine(n) && real, place, scale, extras, misfit);
-        else if (is_mine(n)) finish(talk, p[0], n, r[0].end, products(talk, place, scale), extras, misfit, best);
+        if constexpr (kEach == 1) finish(talk, p[0], n, mine && real, place, scale, extras, misfit);
+        else if (mine) finish(talk, p[0], n, r[0].end, products(talk, place, scale), extras, misfit, best);
       }
       if (!real) continue;
       first += P::kRound * kOutputs;
