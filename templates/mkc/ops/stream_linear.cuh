@@ -83,7 +83,6 @@ struct StreamLinear {
   static constexpr int kWords = (kPadded / 4 + kTalkThreads - 1) / kTalkThreads;  // of a row, for a thread
   // of a talking thread: one, for then the way from the sums to the words is short; or four, where there are more
   static constexpr int kEach = Best == 0 && !kTwo && P::kRound * kOutputs <= kTalkThreads ? 1 : 4;
-  static constexpr bool kRehearsed = kEach == 1;
   static constexpr int kLanes = Post::kIs ? (Gated ? 4 : 2) : 1;  // that share four outputs: one for each row, or for each of both weights
   static_assert(!Centred || kColumns <= 8, "a row that is held in registers");
   static_assert(!Post::kIs || (Norm && !Centred && !Shifted && Merge == 0 && kWords <= 8), "two rows that are held in registers");
@@ -114,22 +113,22 @@ struct StreamLinear {
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, second = 0.0f;  // of the sums; of the second row's before that
-    // Its end is rehearsed while the input is on its way: code that a worker runs once a layer is not at hand, and is then.
+    const auto ask = [&](int n, bool before) {  // four outputs' leave no registers to the input
+      if (before == (kEach == 1) && is_mine(n)) extras.ask(p + 2, n);
+    };
+    ask(r[0].begin + place * kEach, true);
+    if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
+    else if constexpr (Centred) scale = centred(talk, p);
+    else if constexpr (Post::kIs) two_rows(talk, p);
+    else input(talk, p);
     MKC_NO_UNROLL
-    for (int round = kRehearsed ? static_cast<int>(opaque(-1)) : 0, first = r[0].begin;; ++round) {
-      const bool real = !kRehearsed || round >= 0;
+    for (int round = 0, first = r[0].begin;; ++round) {
       const int n = first + place * kEach;
       const bool mine = is_mine(n);
-      if (kRehearsed && mine && round != 0) extras.ask(p + 2, n);
-      if (round == 0) {
-        if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
-        else if constexpr (Centred) scale = centred(talk, p);
-        else if constexpr (Post::kIs) two_rows(talk, p);
-        else input(talk, p);
-      }
-      if (!kRehearsed && mine) extras.ask(p + 2, n);
-      if (mine && real) extras.await(talk, p + 2, n);
-      if (real) talk.await_sums();
+      if (round > 0) ask(n, true);
+      ask(n, false);
+      if (mine) extras.await(talk, p + 2, n);
+      talk.await_sums();
       if (Merge > 0 && round == 0) talk.input_came();
       if constexpr (Post::kIs) {
         if (round == 0) scales(talk, scale, second);
@@ -137,10 +136,9 @@ struct StreamLinear {
         if (mine) finish(talk, p[0], n, r[0].end, v, extras, misfit, best);
       } else {
         if (kNorm && !Centred && round == 0) scale *= rsqrt(talk.added_up() * (1.0f / Depth) + Eps::of());
-        if constexpr (kEach == 1) finish(talk, p[0], n, mine && real, place, scale, extras, misfit);
+        if constexpr (kEach == 1) finish(talk, p[0], n, mine, place, scale, extras, misfit);
         else if (mine) finish(talk, p[0], n, r[0].end, products(talk, place, scale), extras, misfit, best);
       }
-      if (!real) continue;
       first += P::kRound * kOutputs;
       if (P::kRounds == 1 || first >= r[0].end) break;
       talk.sums_are_taken();
