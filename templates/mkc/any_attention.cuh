@@ -69,7 +69,7 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       const uint32 row = pass * kRows + first_row;
-      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
+      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_dims(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
     }
     float x[kPasses][8] = {};
     take<kRows>(talk, p, where, first_row, column, x);
@@ -81,10 +81,8 @@ struct AnyAttention : Attend<AnyAttention<Scale, Eps, Offset, Norm, Turned, Spli
       if constexpr (Turned > 0) rotate(x[pass], cos, sin, column, row <= kGroup);
       const Quad made = eight(x[pass]);
       if (row >= kGroup + 2 || column >= D) continue;
-      const bool of_q = row < kGroup;
-      store_shared(to[pass], of_q ? Pair{made.x, made.z} : Pair{made.x, made.y});
-      store_shared(to[pass] + (of_q ? 16 : 8), of_q ? Pair{made.y, made.w} : Pair{made.z, made.w});
-      if (!of_q && where.owns_new() && found >= 0)
+      store_shared(to[pass], made);
+      if (row >= kGroup && where.owns_new() && found >= 0)
         *reinterpret_cast<Quad*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + column) = made;
     }
   }

@@ -159,6 +159,7 @@ struct Attend {
       tiles.keys(keys + block, cached, [&](const auto& tile) { k.load(tile, at.row, at.column); });
       if constexpr (kAhead)
         tiles.values(values + block, cached, [&](const auto& tile) {
+          if constexpr (kTwins<D>) return load_twins(v, tile, at.row, at.column);
           const auto mine = tile.from(2 * at.column, 8 * at.row);
           MKC_UNROLL
           for (int j = 0; j < kSixties; ++j) v[j].load(mine, j, at.row);
@@ -244,13 +245,13 @@ struct Attend {
     for (int of = 0; of < 2; ++of) {
       if (2 * t + of >= kGroup) continue;
       if (g == 0) store_shared(input + kTotals + ((2 * t + of) * kComputeWarps + warp) * 4, found.total[of]);
-      const uint32 sums = input + kResults + ((warp * kGroup + 2 * t + of) * D + 8 * g) * 4;
+      const uint32 sums = input + kResults + (warp * kGroup + 2 * t + of) * D * 4;
       MKC_UNROLL
       for (int i = 0; i < kSixties * 2; ++i) {
         const auto& two = found.out[i / 2];
         const int from = i % 2 * 2;
         if (D % 64 == 0 || i / 2 * 64 + 8 * g < D)
-          store_shared(sums + (i / 2 * 64 + i % 2 * 4) * 4, Four{two[from][of], two[from][2 + of], two[from + 1][of], two[from + 1][2 + of]});
+          store_shared(sums + (eight_of<D>(i / 2, g) + i % 2 * 4) * 4, Four{two[from][of], two[from][2 + of], two[from + 1][of], two[from + 1][2 + of]});
       }
     }
   }

@@ -34,25 +34,25 @@ struct MemoryTile {
   MKC_DEVICE Quad any(int row, int column) const { return (*this)(row, column); }
 };
 
-// Rows of q in shared memory are in the order in which a lane reads them: of two times 32 dims, each in eights for a lane, the
-// first and third pairs, and behind these the second and fourth. Dims `pair`, a multiple of 2, are at this byte.
-MKC_DEVICE constexpr uint32 place_of_pair(uint32 pair) {
-  return pair / 64 * 128 + pair / 32 % 2 * 8 + pair % 32 / 8 * 32 + pair / 2 % 2 * 16 + pair / 4 % 2 * 4;
-}
+// Rows of q in shared memory are in the order in which a lane reads them: of two times 32 dims eight of one, and eight of the other. Dims
+// from `dim` on, a multiple of 4, are at this byte.
+MKC_DEVICE constexpr uint32 place_of_dims(uint32 dim) { return dim / 64 * 128 + dim % 32 / 8 * 32 + dim / 32 % 2 * 16 + dim % 8 * 2; }
 
-// The keys of a tile, 8 at a time, as a operands of the tensor cores: rows 8 to 15 are the same keys at other dims. Columns of
-// q are a head at the ones, and the same head at the others. Rows that the cache does not have may be anything.
+// The keys of a tile, 8 at a time, as a operands of the tensor cores: rows 8 to 15 are the same keys at 32 other dims. Columns of q are a
+// head at the ones, and the same head at the others. Rows lie 128 bytes apart, or a multiple of that, so odd keys are read, and stand,
+// with the two the other way round, and no two lanes want the same bank. Rows that the cache does not have may be anything.
 template <int D>
 struct KeyTile {
-  static constexpr int kThirties = (D + 31) / 32;  // the last may reach beyond a row, where there are zeros
-  Quad at[2][kThirties];
+  static constexpr int kPairs = (D + 63) / 64;  // of 32 dims; the last may reach beyond a row, where there are zeros
+  Quad at[2][2 * kPairs];
   template <class Tile>
   MKC_DEVICE void load(const Tile& tile, int g, int t) {
-    const Tile mine = tile.from(g, t * 8);
+    const int odd = g % 2;
+    const Tile first = tile.from(g, t * 8 + odd * 32), second = tile.from(g, t * 8 - odd * 32);
     MKC_UNROLL
     for (int u = 0; u < 2; ++u) {
       MKC_UNROLL
-      for (int j = 0; j < kThirties; ++j) at[u][j] = is_inside(j, t) ? mine.any(u * 8, j * 32) : Quad{};
+      for (int j = 0; j < 2 * kPairs; ++j) at[u][j] = is_inside(j ^ odd, t) ? (j % 2 ? second : first).any(u * 8, j * 32) : Quad{};
     }
   }
   MKC_DEVICE void take_new(uint32 row, int place, int g, int t) {
@@ -60,7 +60,10 @@ struct KeyTile {
     for (int u = 0; u < 2; ++u) {
       if (u * 8 + g != place) continue;
       MKC_UNROLL
-      for (int j = 0; j < kThirties; ++j) at[u][j] = is_inside(j, t) ? load_shared(row + (j * 32 + t * 8) * 2) : Quad{};
+      for (int j = 0; j < 2 * kPairs; ++j) {
+        const int thirty = j ^ (g % 2);
+        at[u][j] = is_inside(thirty, t) ? load_shared(row + (thirty * 32 + t * 8) * 2) : Quad{};
+      }
     }
   }
   // Head t of the four that lie at q, against keys g and g + 8.
@@ -68,21 +71,26 @@ struct KeyTile {
     float sums[2][2][4] = {};  // two chains, so that one mma need not wait for the one before
     const uint32 mine = q + g / 2 * pitch + t * 32 + g % 2 * 16;
     MKC_UNROLL
-    for (int j = 0; j < kThirties; j += 2) {
-      const Quad two = load_shared(mine + j * 64);
-      add(sums[0], j, t, two.x, two.y);
-      if (j + 1 < kThirties) add(sums[1], j + 1, t, two.z, two.w);
+    for (int i = 0; i < kPairs; ++i) {
+      const Quad b = is_inside(2 * i + g % 2, t) ? load_shared(mine + i * 128) : Quad{};
+      MKC_UNROLL
+      for (int u = 0; u < 2; ++u) {
+        const Quad &one = at[u][2 * i], &other = at[u][2 * i + 1];
+        multiply(sums[0][u], Quad{one.x, other.x, one.y, other.y}, b.x, b.y);
+        multiply(sums[1][u], Quad{one.z, other.z, one.w, other.w}, b.z, b.w);
+      }
     }
     MKC_UNROLL
-    for (int u = 0; u < 2; ++u) s[u] = (sums[0][u][0] + sums[0][u][3]) + (sums[1][u][0] + sums[1][u][3]);
+    for (int u = 0; u < 2; ++u) {
+      float sum[4];
+      MKC_UNROLL
+      for (int i = 0; i < 4; ++i) sum[i] = sums[0][u][i] + sums[1][u][i];
+      s[u] = g % 2 ? sum[1] + sum[2] : sum[0] + sum[3];
+    }
   }
 
  private:
-  MKC_DEVICE static bool is_inside(int j, int t) { return D % 32 == 0 || j * 32 + t * 8 < D; }
-  MKC_DEVICE void add(float (&sums)[2][4], int j, int t, uint32 b0, uint32 b1) const {
-    MKC_UNROLL
-    for (int u = 0; u < 2; ++u) multiply(sums[u], at[u][j], is_inside(j, t) ? b0 : 0, is_inside(j, t) ? b1 : 0);
-  }
+  MKC_DEVICE static bool is_inside(int thirty, int t) { return D % 64 == 0 || thirty * 32 + t * 8 < D; }
 };
 
 // 64 dims of the values of a tile, as a operands: dims by keys. Rows that the cache does not have are zero.
@@ -108,6 +116,26 @@ struct ValueTile {
     return {permuted<0x5410>(one, two), permuted<0x7632>(one, two), permuted<0x5410>(ninth, tenth), permuted<0x7632>(ninth, tenth)};
   }
 };
+
+// Where the 8 dims of a lane row begin, of the 64 of number `group`. Where there are two times 64, they lie in different banks.
+template <int D>
+constexpr bool kTwins = D == 128;
+template <int D>
+MKC_DEVICE int eight_of(int group, int g) {
+  return group * 64 + 8 * (kTwins<D> && group % 2 ? g ^ 4 : g);
+}
+// All values of a tile: two times 64 dims, which half of the lanes read the other way round, for the rows of all begin in the same bank.
+template <int D, class Tile>
+MKC_DEVICE void load_twins(ValueTile<D> (&v)[2], const Tile& tile, int g, int t) {
+  const bool odd = t % 2;
+  MKC_UNROLL
+  for (int i = 0; i < 2; ++i) v[i].load(tile.from(2 * t, eight_of<D>(odd ? 1 - i : i, g)), 0, g);
+  MKC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const Quad first = v[0].at[i], second = v[1].at[i];
+    v[0].at[i] = odd ? second : first, v[1].at[i] = odd ? first : second;
+  }
+}
 
 // The tiles of a warp, one of each block: first that of its keys, then that of its values. From the ring, or from memory.
 template <int D, class Page>

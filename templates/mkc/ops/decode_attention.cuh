@@ -43,7 +43,7 @@ struct SwiftAttention
       from[pass] = (row < kGroup ? Q(p[4]).data + where.sequence * (kApart<Q> / 4) + (where.head() * kGroup + row) * (D / 4)
                                  : (row == kGroup ? K(p[5]).data : V(p[6]).data) + where.sequence * (kApart<K> / 4) + where.head() * (D / 4)) +
                    column / 4;
-      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_pair(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
+      to[pass] = opaque(talk.input + (row < kGroup ? row * kPitch + place_of_dims(column) : (row - kGroup + kNewKey) * kPitch + column * 2));
     }
     talk.let_others_finish();
     uint64 words[kPasses][2];
@@ -69,8 +69,7 @@ struct SwiftAttention
       MKC_UNROLL
       for (int half = 0; half < 2; ++half) {
         const Pair made = four(x[half]);
-        const uint32 at = to[pass] + half * (row < kGroup ? place_of_pair(D / 2) : D);
-        store_shared(at, made.x), store_shared(at + (row < kGroup ? 16 : 4), made.y);
+        store_shared(to[pass] + half * (row < kGroup ? place_of_dims(D / 2) : D), made);
         if (row >= kGroup && where.owns_new() && found >= 0)
           *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + half * (D / 2) + column) = made;
       }

@@ -113,10 +113,8 @@ struct StreamLinear {
     uint32 misfit = 0;
     mkc::Best best;
     float scale = kIsPublished<X> && Merge == 0 ? kUnscaled : 1.0f, second = 0.0f;  // of the sums; of the second row's before that
-    const auto ask = [&](int n, bool before) {  // four outputs' leave no registers to the input
-      if (before == (kEach == 1) && is_mine(n)) extras.ask(p + 2, n);
-    };
-    ask(r[0].begin + place * kEach, true);
+    constexpr bool kAsksBefore = kEach == 1;  // those of four outputs would leave too few registers to the input
+    if (kAsksBefore && is_mine(r[0].begin + place)) extras.ask(p + 2, r[0].begin + place);
     if constexpr (Merge > 0) talk.input_is_ready();  // compute warps merge it
     else if constexpr (Centred) scale = centred(talk, p);
     else if constexpr (Post::kIs) two_rows(talk, p);
@@ -125,8 +123,7 @@ struct StreamLinear {
     for (int round = 0, first = r[0].begin;; ++round) {
       const int n = first + place * kEach;
       const bool mine = is_mine(n);
-      if (round > 0) ask(n, true);
-      ask(n, false);
+      if (mine && (round > 0 || !kAsksBefore)) extras.ask(p + 2, n);
       if (mine) extras.await(talk, p + 2, n);
       talk.await_sums();
       if (Merge > 0 && round == 0) talk.input_came();
