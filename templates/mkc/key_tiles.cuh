@@ -35,7 +35,7 @@ struct MemoryTile {
 };
 
 // Rows of q in shared memory are in the order in which a lane reads them: of two times 32 dims eight of one, and eight of the other. Dims
-// from `dim` on, a multiple of 4, are at this byte.
+// from `dim` on, a multiple of 2, are at this byte.
 MKC_DEVICE constexpr uint32 place_of_dims(uint32 dim) { return dim / 64 * 128 + dim % 32 / 8 * 32 + dim / 32 % 2 * 16 + dim % 8 * 2; }
 
 // The keys of a tile, 8 at a time, as a operands of the tensor cores: rows 8 to 15 are the same keys at 32 other dims. Columns of q are a

@@ -81,6 +81,7 @@ INSTRUCTIONS = {
     "exp2": ["return ::exp2f(x);"],
     "log2": ["return ::log2f(x);"],
     "load_pair": ["return emulated::read<Pair>(p);"],
+    "load_single": ["return emulated::read<uint32>(p);"],
     "load_quad": ["return emulated::read<Quad>(p);"],
     "load_words": ["emulated::look_again_later(); return emulated::read<TwoWords>(p);"],
     "load_word": ["emulated::look_again_later(); return *p;"],

@@ -168,9 +168,20 @@ MKC_DEVICE uint32 permuted(uint32 a, uint32 b) {  // bytes of a and b; where it 
   asm volatile("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "n"(Selector));
   return r;
 }
-MKC_DEVICE Quad load_quad(const void* p) {  // memory that other workers may write: never through .nc
+// Memory that other workers may write: never through .nc.
+MKC_DEVICE Quad load_quad(const void* p) {
   Quad v;
   asm volatile("ld.global.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+MKC_DEVICE Pair load_pair(const void* p) {
+  Pair v;
+  asm volatile("ld.global.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+MKC_DEVICE uint32 load_single(const void* p) {
+  uint32 v;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
 

@@ -17,22 +17,31 @@ struct SwiftAttention
   static constexpr int kGroup = SwiftAttention::Attend::kGroup, kPitch = SwiftAttention::Attend::kPitch;
   static constexpr int kNewKey = SwiftAttention::Attend::kNewKey, kTables = SwiftAttention::Attend::kTables;
 
-  // The new rows: normalised, rotated, into shared memory, and into the cache. A lane holds four elements of each half of a
-  // row, so that those which are rotated together are at hand.
+  // The new rows: normalised, rotated, into shared memory, and into the cache. A lane holds some elements of each half of a row, four or,
+  // where there are threads for it, two, so that those which are rotated together are at hand.
+  static constexpr int kEach = (kGroup + 2) * (D / 4) <= kTalkThreads ? 2 : 4;
+  static constexpr int kLanes = D / 2 / kEach, kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
+  struct alignas(2 * kEach) Some {  // of a half: as pairs, and as floats
+    uint32 pair[kEach / 2];
+    MKC_DEVICE float operator[](int i) const { return i % 2 ? high(pair[i / 2]) : low(pair[i / 2]); }
+    MKC_DEVICE void take(const float (&v)[kEach]) {
+      MKC_UNROLL
+      for (int i = 0; i < kEach; i += 2) pair[i / 2] = pair_of(v[i], v[i + 1]);
+    }
+  };
   template <class Page, class Where>
   MKC_DEVICE static void bring(Talk<Page>& talk, void* const* p, const Where& where) {
-    constexpr int kLanes = D / 8, kRows = kTalkThreads / kLanes, kPasses = (kGroup + 2 + kRows - 1) / kRows;
-    const uint32 thread = talk.thread(), column = thread % kLanes * 4, first_row = thread / kLanes;
+    const uint32 thread = talk.thread(), column = thread % kLanes * kEach, first_row = thread / kLanes;
     const uint32 bits = use_bits(talk.use);
-    Pair cos[2], sin[2], gains[kPasses][2];
+    Some cos[2], sin[2], gains[kPasses][2];
     MKC_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int at = half * (D / 2) + column;
-      if constexpr (Rotary) cos[half] = load_pair(static_cast<const bf16*>(p[kTables + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
-      if constexpr (Rotary) sin[half] = load_pair(static_cast<const bf16*>(p[kTables + 1 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
+      if constexpr (Rotary) cos[half] = some_of(static_cast<const bf16*>(p[kTables + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
+      if constexpr (Rotary) sin[half] = some_of(static_cast<const bf16*>(p[kTables + 1 + 2 * Norm]) + where.sequence * kApart<Rest...> + at);
       MKC_UNROLL
       for (int pass = 0; pass < kPasses && Norm; ++pass)
-        gains[pass][half] = *reinterpret_cast<const Pair*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? kTables : kTables + 1]) + at);
+        gains[pass][half] = *reinterpret_cast<const Some*>(static_cast<const bf16*>(p[pass * kRows + first_row < kGroup ? kTables : kTables + 1]) + at);
     }
     const long long found = where.looked_up(p);
     const uint64* from[kPasses];  // both halves are found, and laid down, from the first
@@ -60,51 +69,69 @@ struct SwiftAttention
     MKC_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       const uint32 row = pass * kRows + first_row;
-      Four x[2] = {four(values(words[pass][0])), four(values(words[pass][1]))};
+      float x[2][kEach];
       MKC_UNROLL
-      for (int i = 0; i < 8; ++i) x[i / 4].at[i % 4] *= kUnscaled;
+      for (int half = 0; half < 2; ++half) unscaled(values(words[pass][half]), column, x[half]);
       if constexpr (Norm) normalise(x, gains[pass], row <= kGroup);
       if (Rotary && row <= kGroup) rotate(x, cos, sin);
       if (row >= kGroup + 2) continue;
       MKC_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const Pair made = four(x[half]);
-        store_shared(to[pass] + half * (row < kGroup ? place_of_dims(D / 2) : D), made);
+        Some made;
+        made.take(x[half]);
+        lay_down(to[pass] + half * (row < kGroup ? place_of_dims(D / 2) : D), made);
         if (row >= kGroup && where.owns_new() && found >= 0)
-          *reinterpret_cast<Pair*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + half * (D / 2) + column) = made;
+          *reinterpret_cast<Some*>(Keys(p[row == kGroup ? 2 : 3]).data + where.new_row(found) + half * (D / 2) + column) = made;
       }
     }
   }
 
  private:
-  MKC_DEVICE static Pair load_pair(const bf16* p) {
-    Pair v;
-    asm volatile("ld.global.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  MKC_DEVICE static Some some_of(const bf16* p) {
+    if constexpr (kEach == 2) return {load_single(p)};
+    else return some_of(load_pair(p));
+  }
+  MKC_DEVICE static Some some_of(const Pair& two) {
+    Some v;
+    v.pair[0] = two.x, v.pair[kEach / 2 - 1] = two.y;
     return v;
   }
-  MKC_DEVICE static void normalise(Four (&x)[2], const Pair (&gain)[2], bool wanted) {
+  MKC_DEVICE static void lay_down(uint32 to, const Some& v) {
+    if constexpr (kEach == 2) store_shared(to, v.pair[0]);
+    else store_shared(to, Pair{v.pair[0], v.pair[kEach / 2 - 1]});
+  }
+  // A word has four elements: this lane's, and those of its neighbour where it has two.
+  MKC_DEVICE static void unscaled(const Pair& word, uint32 column, float (&x)[kEach]) {
+    const Some v = kEach == 2 ? Some{column % 4 ? word.y : word.x} : some_of(word);
+    MKC_UNROLL
+    for (int i = 0; i < kEach; ++i) x[i] = v[i] * kUnscaled;
+  }
+  MKC_DEVICE static void normalise(float (&x)[2][kEach], const Some (&gain)[2], bool wanted) {
     float squares = 0.0f;
     MKC_UNROLL
-    for (int i = 0; i < 8; ++i) squares += x[i / 4].at[i % 4] * x[i / 4].at[i % 4];
+    for (int i = 0; i < 2 * kEach; ++i) squares += x[i / kEach][i % kEach] * x[i / kEach][i % kEach];
     MKC_UNROLL
-    for (int bit = D / 16; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
+    for (int bit = kLanes / 2; bit > 0; bit /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, bit);
     const float scale = rsqrt(squares * (1.0f / D) + Eps::of());
     if (!wanted) return;
     MKC_UNROLL
     for (int half = 0; half < 2; ++half) {
       MKC_UNROLL
-      for (int i = 0; i < 4; ++i) x[half].at[i] *= scale;
-      const Pair made = four(x[half]);
-      x[half] = four(Pair{product(made.x, gain[half].x), product(made.y, gain[half].y)});
+      for (int i = 0; i < kEach; ++i) x[half][i] *= scale;
+      Some made;
+      made.take(x[half]);
+      MKC_UNROLL
+      for (int i = 0; i < kEach / 2; ++i) made.pair[i] = product(made.pair[i], gain[half].pair[i]);
+      MKC_UNROLL
+      for (int i = 0; i < kEach; ++i) x[half][i] = made[i];
     }
   }
-  MKC_DEVICE static void rotate(Four (&x)[2], const Pair (&cosines)[2], const Pair (&sines)[2]) {
-    const Four cos[2] = {four(cosines[0]), four(cosines[1])}, sin[2] = {four(sines[0]), four(sines[1])};
+  MKC_DEVICE static void rotate(float (&x)[2][kEach], const Some (&cos)[2], const Some (&sin)[2]) {
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const float one = x[0].at[i], two = x[1].at[i];
-      x[0].at[i] = one * cos[0].at[i] - two * sin[0].at[i];
-      x[1].at[i] = two * cos[1].at[i] + one * sin[1].at[i];
+    for (int i = 0; i < kEach; ++i) {
+      const float one = x[0][i], two = x[1][i];
+      x[0][i] = one * cos[0][i] - two * sin[0][i];
+      x[1][i] = two * cos[1][i] + one * sin[1][i];
     }
   }
 };
