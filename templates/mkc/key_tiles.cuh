@@ -47,7 +47,7 @@ struct KeyTile {
   Quad at[2][2 * kPairs];
   template <class Tile>
   MKC_DEVICE void load(const Tile& tile, int g, int t) {
-    const int odd = g % 2;
+    const int odd = is_odd(g);
     const Tile first = tile.from(g, t * 8 + odd * 32), second = tile.from(g, t * 8 - odd * 32);
     MKC_UNROLL
     for (int u = 0; u < 2; ++u) {
@@ -61,7 +61,7 @@ struct KeyTile {
       if (u * 8 + g != place) continue;
       MKC_UNROLL
       for (int j = 0; j < 2 * kPairs; ++j) {
-        const int thirty = j ^ (g % 2);
+        const int thirty = j ^ is_odd(g);
         at[u][j] = is_inside(thirty, t) ? load_shared(row + (thirty * 32 + t * 8) * 2) : Quad{};
       }
     }
@@ -85,11 +85,12 @@ struct KeyTile {
       float sum[4];
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) sum[i] = sums[0][u][i] + sums[1][u][i];
-      s[u] = g % 2 ? sum[1] + sum[2] : sum[0] + sum[3];
+      s[u] = is_odd(g) ? sum[1] + sum[2] : sum[0] + sum[3];
     }
   }
 
  private:
+  MKC_DEVICE static int is_odd(int g) { return D <= 128 ? g % 2 : 0; }  // with more dims there are too few registers
   MKC_DEVICE static bool is_inside(int thirty, int t) { return D % 64 == 0 || thirty * 32 + t * 8 < D; }
 };
 

@@ -11,13 +11,19 @@ namespace mkc {
 template <int Depth, int Fragments, int Sharers, int Heads, int Splits>
 struct MergedRow {
   static constexpr int kTogether = Splits < 4 ? Splits : 4;
-  template <class Page>
+  // Beside so many slots of weights in registers.
+  template <int Held, class Page>
   MKC_DEVICE static void await(Compute<Page>& c) {
-    bring(c, c.begin_alone().operands);
+    bring<(Splits > kTogether && Held <= kRollingSlots / 2)>(c, c.begin_alone().operands);
   }
 
  private:
-  template <class Page>
+  struct Asked {  // splits [from, from + kTogether) of a column: words that have come, or have not yet
+    TwoWords parts[kTogether];
+    uint64 levels[kTogether];
+  };
+  // `Twice`: the next splits are asked for before those that come first are awaited, if there are registers for both.
+  template <bool Twice, class Page>
   MKC_DEVICE static void bring(Compute<Page>& c, void* const* p) {
     constexpr int kRun = Fragments % 2 == 0 ? 8 : 4;  // neighbouring columns of a warp
     const int64 blocks = c.position(p[3]) / kKeyBlock + 1;
@@ -28,27 +34,29 @@ struct MergedRow {
     for (uint32 own = thread % 32; own < Fragments * 4; own += 32) {
       const int column = (own / kRun * Sharers + share) * kRun + own % kRun;
       float sum[8] = {}, top = kLeast, weight = 0.0f;
+      Asked asked = nothing(c, 0, column < Depth / 8 ? splits : 0);
       MKC_NO_UNROLL
       for (int from = 0; from < splits && column < Depth / 8; from += kTogether) {
-        TwoWords v[kTogether];
-        uint64 level[kTogether];
-        await_parts(c, p, column, from, splits, v, level);
+        Asked next = nothing(c, from + kTogether, splits);
+        if constexpr (Twice) ask(c, p, column, from + kTogether, next);
+        c.poll([&] { return ask(c, p, column, from, asked), have_come(c, asked); });
         float highest = top;
         MKC_UNROLL
-        for (int s = 0; s < kTogether; ++s) highest = max(highest, value_of(level[s]));
+        for (int s = 0; s < kTogether; ++s) highest = max(highest, value_of(asked.levels[s]));
         const float shrink = exp2(top - highest);
         top = highest, weight *= shrink;
         MKC_UNROLL
         for (int i = 0; i < 8; ++i) sum[i] *= shrink;
         MKC_UNROLL
         for (int s = 0; s < kTogether; ++s) {
-          const float part = from + s < splits ? exp2(value_of(level[s]) - highest) : 0.0f;
+          const float part = from + s < splits ? exp2(value_of(asked.levels[s]) - highest) : 0.0f;
           float value[8];
-          eight(values(v[s]), value);
+          eight(values(asked.parts[s]), value);
           weight += part;
           MKC_UNROLL
           for (int i = 0; i < 8; ++i) sum[i] += part * value[i];
         }
+        asked = next;
       }
       const float by = weight > 0.0f ? kUnscaled * inverse(weight) : 0.0f;
       MKC_UNROLL
@@ -58,30 +66,39 @@ struct MergedRow {
     c.input_came();
     __syncwarp();
   }
-  // Splits [from, from + kTogether) of a column: those that exist, each asked for until it is there.
+  // Nothing has come of those that exist, and the others, which count for nothing, are there.
   template <class Page>
-  MKC_DEVICE static void await_parts(Compute<Page>& c, void* const* p, int column, int from, int splits, TwoWords (&v)[kTogether],
-                                     uint64 (&level)[kTogether]) {
-    const uint64* const parts = static_cast<const uint64*>(p[1]) + from * (Depth / 4) + 2 * column;
-    const uint64* const lse = static_cast<const uint64*>(p[2]) + (from * Heads + column / (Depth / Heads / 8)) * kLine;
-    const uint32 bits = use_bits(c.use), use = c.use;
+  MKC_DEVICE static Asked nothing(const Compute<Page>& c, int from, int splits) {
+    const uint32 bits = use_bits(c.use);
     const uint64 like = bits | static_cast<uint64>(bits) << 32;
+    Asked made;
     MKC_UNROLL
     for (int s = 0; s < kTogether; ++s) {
       const bool wanted = from + s < splits;
-      v[s] = wanted ? TwoWords{~like, ~like} : TwoWords{like, like};
-      level[s] = word_of(kLeast, wanted ? ~use : use);
+      made.parts[s] = wanted ? TwoWords{~like, ~like} : TwoWords{like, like};
+      made.levels[s] = word_of(kLeast, wanted ? ~c.use : c.use);
     }
-    c.poll([&] {
-      const auto is_there = [&](int s) { return is_of(v[s], bits) && static_cast<uint32>(level[s]) == use; };
-      MKC_UNROLL
-      for (int s = 0; s < kTogether; ++s)
-        if (!is_there(s)) v[s] = load_words(parts + s * (Depth / 4)), level[s] = load_word(lse + s * Heads * kLine);
-      bool all = true;
-      MKC_UNROLL
-      for (int s = 0; s < kTogether; ++s) all &= is_there(s);
-      return all;
-    });
+    return made;
+  }
+  template <class Page>
+  MKC_DEVICE static bool has_come(const Compute<Page>& c, const Asked& asked, int s) {
+    return is_of(asked.parts[s], use_bits(c.use)) && static_cast<uint32>(asked.levels[s]) == c.use;
+  }
+  template <class Page>
+  MKC_DEVICE static bool have_come(const Compute<Page>& c, const Asked& asked) {
+    bool all = true;
+    MKC_UNROLL
+    for (int s = 0; s < kTogether; ++s) all &= has_come(c, asked, s);
+    return all;
+  }
+  // For all that have not come.
+  template <class Page>
+  MKC_DEVICE static void ask(const Compute<Page>& c, void* const* p, int column, int from, Asked& asked) {
+    const uint64* const parts = static_cast<const uint64*>(p[1]) + from * (Depth / 4) + 2 * column;
+    const uint64* const lse = static_cast<const uint64*>(p[2]) + (from * Heads + column / (Depth / Heads / 8)) * kLine;
+    MKC_UNROLL
+    for (int s = 0; s < kTogether; ++s)
+      if (!has_come(c, asked, s)) asked.parts[s] = load_words(parts + s * (Depth / 4)), asked.levels[s] = load_word(lse + s * Heads * kLine);
   }
 };
 

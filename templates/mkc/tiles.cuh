@@ -117,11 +117,11 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
   for (int i = 0; i < P::kBatch; ++i) c.ring.fetch(w[i]);
   if constexpr (!P::kHeld) await_input();
   if constexpr (P::kHeld) {
-    // Rehearsed while the input is on its way: code that a worker runs once a layer is not at hand, and is then.
+    // Rehearsed while the input is on its way, for code that a worker runs once a layer is not at hand. Two rows leave no registers for it.
     MKC_NO_UNROLL
-    for (uint32 rehearsed = opaque(0);; rehearsed = opaque(1)) {
+    for (bool real = Two || opaque(0);; real = opaque(1)) {
       Inputs<F, F, P::kSharers> x = {};
-      if (rehearsed) await_input(), x.take(input, 0);
+      if (real) await_input(), x.take(input, 0);
       Sums s[Tiles];
       MKC_UNROLL
       for (int t = 0; t < Tiles; ++t) s[t].clear();
@@ -131,8 +131,8 @@ MKC_DEVICE void multiply_tiles(Compute<Page>& c, Await await_input) {
         for (int t = 0; t < Tiles; ++t) s[t].add(Tiles > 4 ? 0 : f, w[(t * F + f) / 4][(t * F + f) % 4], x.b[f]);
       }
       MKC_UNROLL
-      for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * kStep, holder && rehearsed);
-      if (rehearsed) break;
+      for (int t = 0; t < Tiles; ++t) s[t].store(sums + t * kStep, holder && real);
+      if (real) break;
     }
   } else if constexpr (P::kTurns) {
     constexpr bool kKept = F <= 16;  // in registers for all tiles

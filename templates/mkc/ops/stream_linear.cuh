@@ -54,7 +54,7 @@ MKC_DEVICE Quad times_gain(const Quad& v, const Quad& gain) {
 
 // What compute warps do: `Tiles` tiles, or as many as the task has, meet a row that others bring, or they themselves.
 struct LaidRow {
-  template <class Page>
+  template <int Held, class Page>
   MKC_DEVICE static void await(Compute<Page>&) {
     meet(kInputReady, kBothThreads);
   }
@@ -63,7 +63,7 @@ template <int Tiles, int Fragments, int Abreast, bool Two = false, class Row = L
 struct TilesProduct {
   template <class Page>
   MKC_DEVICE static void compute(Compute<Page>& c) {
-    multiply_tiles<Tiles, Fragments, Abreast, Two>(c, [&] { Row::await(c); });
+    multiply_tiles<Tiles, Fragments, Abreast, Two>(c, [&] { Row::template await<Passage<Tiles, Fragments, Abreast, Two>::kBatch>(c); });
   }
 };
 
