@@ -13,7 +13,7 @@ from mkc.compiler import Compilation
 from mkc.errors import InputError
 from mkc.frontend.convert import Raised
 from mkc.frontend.decoding import make_state, raise_decoding, raise_logits, raise_prompt, refuse_unsupported
-from mkc.frontend.executable import Executable
+from mkc.frontend.executable import Bound, Executable
 from mkc.frontend.loading import load, outline
 from mkc.frontend.module import options, target_for
 from mkc.ir.graph import Graph
@@ -116,7 +116,7 @@ class CausalLM:
         Raises PlanError, BuildError, TargetError; a later call may succeed.
         """
         self._chosen = self._chosen[0], target
-        for made in ("_decoder", "_reader", "_scoring"):
+        for made in ("_decoder", "_bound", "_reader", "_scoring"):
             self.__dict__.pop(made, None)
         self._decoder.build()
 
@@ -135,6 +135,11 @@ class CausalLM:
             if alone.compilation.program.streams:
                 return alone
         return self._planned([self._step] if self.batch > 1 else [self._prompt, self._step], streams=False)
+
+    @cached_property
+    def _bound(self) -> Bound:
+        """The state, for every launch of the decoder."""
+        return Bound(self._decoder, [self.state.tensors] * len(self._decoder.raised))
 
     @cached_property
     def _reader(self) -> Executable:
@@ -181,7 +186,7 @@ class CausalLM:
         prompts, alone = _several(ids)
         with self._laid(prompts, max_new_tokens):
             steps = self._begin(prompts, max_new_tokens)
-            self._decoder(*[self.state.tensors] * len(steps), steps=steps)
+            self._decoder.run(self._bound, steps)
             told = self.state.told()
         answers = [self._cut(told[row, len(ids) : len(ids) + max_new_tokens].tolist()) for row, ids in enumerate(prompts)]
         return answers[0] if alone else answers
@@ -191,7 +196,7 @@ class CausalLM:
         prompts, _ = _several(ids)
         with self._laid(prompts, max_new_tokens):
             steps = self._begin(prompts, max_new_tokens)
-            return self._decoder.trace(*[self.state.tensors] * len(steps), steps=steps)
+            return self._decoder.trace(*self._bound.leaves, steps=steps)
 
     @overload
     def logits(self, ids: Ids) -> torch.Tensor: ...
@@ -224,13 +229,15 @@ class CausalLM:
 
     def decode_on(self, steps: int) -> None:
         """Steps of decoding from where the state stands. One launch."""
-        sections = len(self._decoder.raised)
-        self._decoder(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
+        self._decoder.run(self._bound, self._alone(steps))
 
     def trace_on(self, steps: int) -> Words:
         """The same with time stamps from inside the kernel: an array of STAMP."""
-        sections = len(self._decoder.raised)
-        return self._decoder.trace(*[self.state.tensors] * sections, steps=(*[0] * (sections - 1), steps))
+        return self._decoder.trace(*self._bound.leaves, steps=self._alone(steps))
+
+    def _alone(self, steps: int) -> tuple[int, ...]:
+        """Steps of decoding, and none of what comes before."""
+        return (*[0] * (len(self._decoder.raised) - 1), steps)
 
     def logits_at(self, position: int, texts: Sequence[Ids]) -> list[torch.Tensor]:
         """What the decode step makes of tokens from `position` on: logits [len(ids), vocabulary] of each text."""

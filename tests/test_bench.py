@@ -282,12 +282,12 @@ def test_a_damaged_tuning_is_ignored(
 
 
 def test_the_first_guess_fits_the_ring() -> None:
-    assert tuning.guessed(having(11, 4, 0, 0, 0), 4650 / 132, 1.98) == Tuning(4, 88, 1400)
+    assert tuning.guessed(having(11, 4, 0, 0, 0), 4650 / 132, 1.98) == Tuning(4, 95, 1000)
     assert tuning.guessed(having(3, 1), 10.0, 2.0).window == 3
 
 
 def test_short_shares_are_soon_done_everywhere() -> None:
-    assert [tuning.guessed(having(11, slots), 35.0, 1.98).delay for slots in (1, 2, 4)] == [463, 927, 1400]
+    assert [tuning.guessed(having(11, slots), 35.0, 1.98).delay for slots in (1, 2, 4)] == [463, 927, 1000]
 
 
 def having(ring_slots: int, *slots: int) -> Any:

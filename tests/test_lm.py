@@ -68,6 +68,17 @@ def test_a_whole_answer_is_one_launch_and_repeats_bit_for_bit() -> None:
     assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(caches, lm.state.caches, strict=True))
 
 
+def test_weights_and_caches_may_move_between_two_answers() -> None:
+    model = tiny("Qwen3")
+    lm = mkc.CausalLM(model, max_length=32)
+    before = lm.generate_ids([5, 3, 8], 6)
+    for tensor in (*model.parameters(), *lm.state.caches):
+        tensor.data = tensor.data.clone()
+    assert lm.generate_ids([5, 3, 8], 6) == before
+    model.lm_head.weight.data = -model.lm_head.weight.data
+    assert lm.generate_ids([5, 3, 8], 6) == mkc.CausalLM(model, max_length=32).generate_ids([5, 3, 8], 6) != before
+
+
 def test_both_policies_and_any_number_of_workers_agree() -> None:
     model = tiny("Qwen3")
     answers = [

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from mkc.ir.choices import EDGES
 
-PACES = (0, 70, 80, 88, 94, 100)
+PACES = (0, 70, 80, 88, 95, 100)
 DELAYS = (0, 700, 1000, 1400, 1800, 2200)
 WINDOWS = (2, 3, 4, 6)
 GRAINS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0)

@@ -41,11 +41,13 @@ class Executable:
         self._slots = self.compilation.program.slots
         fixed = [self._fixed_address(slot) for slot in self._slots]
         self._known = [at if isinstance(at, int) else 0 for at in fixed]  # addresses that never change
-        self._live = [(i, at.data_ptr) for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]  # whose memory may move
+        live = [i for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]
+        self._live = [at for at in fixed if isinstance(at, torch.Tensor)]  # whose memory may move
         given = [(i, slot) for i, slot in enumerate(self._slots) if fixed[i] is None]  # in every call anew
         self._outputs = [(i, slot) for i, slot in given if slot.kind is Kind.OUTPUT]
         self._inputs = [(i, slot, slot.section, self._leaf_of(slot)) for i, slot in given if slot.kind is not Kind.OUTPUT]
-        self._distinct: list[int] = []  # addresses of which no two share a state
+        self._moving = [*live, *(i for i, *_ in self._inputs)]  # slots of these, and of inputs
+        self._distinct: tuple[int, ...] = ()  # addresses of which no two share a state
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -60,15 +62,20 @@ class Executable:
 
     def __call__(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> list[Any]:
         """Run every section for its steps (default: once). Returns the result of each section."""
+        return self.run(Bound(self, leaves), steps)
+
+    def run(self, bound: "Bound", steps: Sequence[int] | None = None) -> list[Any]:
+        """The same with leaves that may have been bound to an earlier call: the GPU waits for less then."""
         with self._lock, torch.no_grad():
-            bound = _Binding(self, leaves)
+            bound.renew()
             self._launch(bound, steps)
             return bound.results()
 
     def trace(self, *leaves: Leaves, steps: Sequence[int] | None = None) -> Words:
         """Run once with time stamps; an array of STAMP."""
         with self._lock, torch.no_grad():
-            bound = _Binding(self, leaves)
+            bound = Bound(self, leaves)
+            bound.renew()
             counts = steps or [1] * len(self.raised)
             self._refuse_repeats(counts)
             self._poison(bound)
@@ -76,7 +83,7 @@ class Executable:
             bound.results()
             return stamps
 
-    def _launch(self, bound: "_Binding", steps: Sequence[int] | None) -> None:
+    def _launch(self, bound: "Bound", steps: Sequence[int] | None) -> None:
         counts = steps or [1] * len(self.raised)
         self._refuse_repeats(counts)
         self._poison(bound)
@@ -84,7 +91,7 @@ class Executable:
         self.kernel.launch(bound.addresses, counts, stream)
         self.launches += 1
 
-    def _poison(self, bound: "_Binding") -> None:
+    def _poison(self, bound: "Bound") -> None:
         """MKC_POISON: NaN as any float, -1 as any integer, wherever this launch has to write before it may read."""
         if not config.poison():
             return
@@ -137,8 +144,8 @@ class Executable:
         return tensor.data_ptr()
 
 
-class _Binding:
-    """The addresses of one call, the outputs made for it, and the inputs that had to be copied."""
+class Bound:
+    """Leaves of a call or of several: their addresses, the outputs made for a call, and the inputs that had to be copied for it."""
 
     def __init__(self, executable: Executable, leaves: Sequence[Leaves]) -> None:
         if executable.device.type == "meta":
@@ -148,17 +155,36 @@ class _Binding:
         self.outputs: dict[tuple[int, str], torch.Tensor] = {}
         self.returned: list[tuple[torch.Tensor, torch.Tensor]] = []  # (caller's tensor, contiguous copy to write back)
         self.copies: list[torch.Tensor] = []
-        self.addresses = executable._known.copy()
-        for i, data_ptr in executable._live:
-            self.addresses[i] = data_ptr()
-        for i, slot in executable._outputs:
-            self.addresses[i] = self._made(slot)
-        for i, slot, section, leaf in executable._inputs:  # hundreds of them, and the GPU waits
-            tensor = leaves[section][leaf]
-            self.addresses[i] = tensor.data_ptr() if tensor.is_contiguous() else self._dense(tensor, slot)
-        if self.addresses != executable._distinct:
+        self.addresses: tuple[int, ...] = ()
+        self._inputs: list[torch.Tensor] = [leaves[section][leaf] for _, _, section, leaf in executable._inputs]
+        self._tensors = [*executable._live, *self._inputs]
+        self._found: list[int] = []  # where these lay
+
+    def renew(self) -> None:
+        """For the next call. Hundreds of tensors may lie elsewhere, but seldom do, and the GPU waits."""
+        found = [*map(torch.Tensor.data_ptr, self._tensors)]
+        if found == self._found and not self.outputs and not self.copies and all(map(torch.Tensor.is_contiguous, self._inputs)):
+            return
+        self.outputs, self.returned, self.copies = {}, [], []
+        self.addresses = tuple(self._looked_up(found))
+        if self.addresses != self.executable._distinct:
             self._refuse_shared_states()
-            executable._distinct = self.addresses
+            self.executable._distinct = self.addresses
+        self._found = found
+
+    def _looked_up(self, found: Sequence[int]) -> list[int]:
+        executable = self.executable
+        addresses = executable._known.copy()
+        for i, slot in executable._outputs:
+            addresses[i] = self._made(slot)
+        given = [slot for _, slot, _, _ in executable._inputs]
+        dense = [
+            at if tensor.is_contiguous() else self._dense(tensor, slot)
+            for tensor, slot, at in zip(self._inputs, given, found[len(executable._live) :], strict=True)
+        ]
+        for i, at in zip(executable._moving, [*found[: len(executable._live)], *dense], strict=True):
+            addresses[i] = at
+        return addresses
 
     def _made(self, slot: Slot) -> int:
         memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)

@@ -23,7 +23,7 @@ from mkc.ir.program import ENTRY, EVENT_STRIDE, PLACE, REPORT, STAMP, Program, W
 from mkc.ir.target import Target
 from mkc.passes.render import Source, code
 from mkc.targets import tuning
-from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported
+from mkc.targets.kernel import Tuning, entries, launch_words, pointers, raise_reported, set_launch
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
 LANES = 256  # threads of a worker
@@ -331,16 +331,6 @@ class _Loaded:
     lanes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A stream given by its handle, as CuPy takes it from other libraries."""
-
-    handle: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
 class CudaKernel:
     """A page loaded onto a GPU. Every launch ends with its stream drained, so one set of tables serves all launches.
 
@@ -368,6 +358,8 @@ class CudaKernel:
             self._tables = {name: _uploaded(table) for name, table in self._host_tables().items()}
             self._places = {name: table.data.ptr for name, table in self._tables.items()}
             self._places["report"] = self._report.ctypes.data  # pinned memory has one address on both sides
+            self._words = launch_words(self.program, self._places, [0] * len(program.sections), 0)
+            self._parameters = np.array([self._words.ctypes.data], np.uintp)  # of the kernel: one, by the place of its value
             _cupy().cuda.runtime.deviceSynchronize()
 
     @property
@@ -421,22 +413,16 @@ class CudaKernel:
     def _run(
         self, loaded: _Loaded, addresses: Sequence[int], steps: Sequence[int], stream: int, stamps: int = 0
     ) -> None:
-        deadline = config.deadline_ns()
-        cuda = _cupy().cuda
+        deadline, cuda = config.deadline_ns(), _cupy().cuda
         self._launches += 1
-        packed = addresses[self._packed] if self._packed is not None else 0
-        places = {**self._places, "stamps": stamps, "packed": packed}
-        words = launch_words(self.program, places, steps, deadline, self._launches, self.tuning)
+        set_launch(self._words, self.program, steps, deadline, self._launches, self.tuning)
+        self._words["stamps"], self._words["packed"] = stamps, addresses[self._packed] if self._packed is not None else 0
         try:
             self._point(addresses, stream)
-            # residency was checked: CuPy would shrink a grid that does not fit
-            loaded.function(
-                (self.program.num_workers,),
-                (loaded.lanes,),
-                (words,),
-                shared_mem=self.shared_bytes,
-                stream=cuda.Stream.from_external(_Stream(stream)),
-                enable_cooperative_groups=True,
+            # residency was checked, and what CuPy does besides for a launch the GPU would wait for
+            grid, block = (self.program.num_workers, 1, 1), (loaded.lanes, 1, 1)
+            cuda.driver.launchCooperativeKernel(
+                loaded.function.ptr, *grid, *block, self.shared_bytes, stream, self._parameters.ctypes.data
             )
             cuda.runtime.streamSynchronize(stream)
         except BaseException:

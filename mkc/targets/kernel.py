@@ -47,7 +47,7 @@ class Tuning:
 
     window: int = 4  # slots of the ring on their way at once
     pace: int = 0  # percent of the step before, over which a worker spreads its slots; 0: each as soon as there is room
-    delay: int = 1400  # cycles from a worker's own sums to its first look for the others'
+    delay: int = 1000  # cycles from a worker's own sums to its first look for the others'
 
 
 UNTUNED = Tuning()
@@ -62,21 +62,28 @@ def launch_words(
     tuning: Tuning = UNTUNED,
 ) -> Words:
     """The launch struct; `tables` names the address of each table. Raises InputError for more steps than can be counted."""
-    for section, count in zip(program.sections, steps, strict=True):
-        if not 0 <= count < 2**31 or count * int(section["num_tasks"]) + program.num_workers >= 2**32:
-            raise InputError(f"{count} steps in one launch; tickets are 32 bits wide, so run fewer at a time")
     words = np.zeros(1, LAUNCH)
     for name, address in tables.items():
         words[name] = address
-    words["deadline_ns"] = deadline_ns
     words["num_workers"] = program.num_workers
     words["num_sections"] = len(program.sections)
     words["num_events"] = program.num_events
+    set_launch(words, program, steps, deadline_ns, seed, tuning)
+    return words
+
+
+def set_launch(
+    words: Words, program: Program, steps: Sequence[int], deadline_ns: int, seed: int = 0, tuning: Tuning = UNTUNED
+) -> None:
+    """What differs from launch to launch, in the struct of an earlier one."""
+    for section, count in zip(program.sections, steps, strict=True):
+        if not 0 <= count < 2**31 or count * int(section["num_tasks"]) + program.num_workers >= 2**32:
+            raise InputError(f"{count} steps in one launch; tickets are 32 bits wide, so run fewer at a time")
+    words["deadline_ns"] = deadline_ns
     words["steps"][0] = [*steps, *[0] * (MAX_SECTIONS - len(steps))]
     words["seed"] = seed % 2**32
     for name in ("window", "pace", "delay"):
         words[name] = getattr(tuning, name)
-    return words
 
 
 def entries(program: Program, addresses: Words) -> Words:

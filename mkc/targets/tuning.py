@@ -10,7 +10,7 @@ from mkc.ir.program import SLOT_BYTES, SLOT_FRAGMENTS, Program, Streams
 from mkc.targets import kept
 from mkc.targets.kernel import UNTUNED, Tuning
 
-SPREAD = 88  # percent of a step: a worker that fell behind can catch up
+SPREAD = 95  # percent of a step: a worker that fell behind can catch up
 PATIENCE = 0.5  # of the time of a share's weights: SmolLM2-135M's are short, and on an H100 a delay of 700 instead of 1,400 gains 6 %
 MOST_CYCLES = 1_000_000  # that an entry may ask for; more would be damage
 

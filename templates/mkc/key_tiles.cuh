@@ -38,21 +38,22 @@ struct MemoryTile {
 // from `dim` on, a multiple of 2, are at this byte.
 MKC_DEVICE constexpr uint32 place_of_dims(uint32 dim) { return dim / 64 * 128 + dim % 32 / 8 * 32 + dim / 32 % 2 * 16 + dim % 8 * 2; }
 
-// The keys of a tile, 8 at a time, as a operands of the tensor cores: rows 8 to 15 are the same keys at 32 other dims. Columns of q are a
-// head at the ones, and the same head at the others. Rows lie 128 bytes apart, or a multiple of that, so odd keys are read, and stand,
-// with the two the other way round, and no two lanes want the same bank. Rows that the cache does not have may be anything.
+// The keys of a tile, 8 at a time, as a operands of the tensor cores: rows 8 to 15 are the same keys at other dims. Columns of q are a head
+// at the ones, and the same head at the others. Rows lie 128 bytes apart, or a multiple of that; so, where there are registers for it, odd
+// keys are read, and stand, with two times 32 dims the other way round, and no two lanes want the same bank. The others are the second
+// and fourth pairs of 8 dims elsewhere. Rows that the cache does not have may be anything.
 template <int D>
 struct KeyTile {
+  static constexpr bool kTurned = D <= 128;
   static constexpr int kPairs = (D + 63) / 64;  // of 32 dims; the last may reach beyond a row, where there are zeros
   Quad at[2][2 * kPairs];
   template <class Tile>
   MKC_DEVICE void load(const Tile& tile, int g, int t) {
-    const int odd = is_odd(g);
-    const Tile first = tile.from(g, t * 8 + odd * 32), second = tile.from(g, t * 8 - odd * 32);
+    const Tile first = tile.from(g, t * 8 + odd(g) * 32), second = kTurned ? tile.from(g, t * 8 - odd(g) * 32) : first;
     MKC_UNROLL
     for (int u = 0; u < 2; ++u) {
       MKC_UNROLL
-      for (int j = 0; j < 2 * kPairs; ++j) at[u][j] = is_inside(j ^ odd, t) ? (j % 2 ? second : first).any(u * 8, j * 32) : Quad{};
+      for (int j = 0; j < 2 * kPairs; ++j) at[u][j] = is_inside(j ^ odd(g), t) ? (j % 2 ? second : first).any(u * 8, j * 32) : Quad{};
     }
   }
   MKC_DEVICE void take_new(uint32 row, int place, int g, int t) {
@@ -61,7 +62,7 @@ struct KeyTile {
       if (u * 8 + g != place) continue;
       MKC_UNROLL
       for (int j = 0; j < 2 * kPairs; ++j) {
-        const int thirty = j ^ is_odd(g);
+        const int thirty = j ^ odd(g);
         at[u][j] = is_inside(thirty, t) ? load_shared(row + (thirty * 32 + t * 8) * 2) : Quad{};
       }
     }
@@ -69,15 +70,24 @@ struct KeyTile {
   // Head t of the four that lie at q, against keys g and g + 8.
   MKC_DEVICE void score(float (&s)[2], uint32 q, int pitch, int g, int t) const {
     float sums[2][2][4] = {};  // two chains, so that one mma need not wait for the one before
-    const uint32 mine = q + g / 2 * pitch + t * 32 + g % 2 * 16;
+    const uint32 mine = q + g / 2 * pitch + t * 32;
     MKC_UNROLL
     for (int i = 0; i < kPairs; ++i) {
-      const Quad b = is_inside(2 * i + g % 2, t) ? load_shared(mine + i * 128) : Quad{};
-      MKC_UNROLL
-      for (int u = 0; u < 2; ++u) {
-        const Quad &one = at[u][2 * i], &other = at[u][2 * i + 1];
-        multiply(sums[0][u], Quad{one.x, other.x, one.y, other.y}, b.x, b.y);
-        multiply(sums[1][u], Quad{one.z, other.z, one.w, other.w}, b.z, b.w);
+      if constexpr (kTurned) {
+        const Quad b = columns(mine + i * 128 + g % 2 * 16, 2 * i + g % 2, t);
+        MKC_UNROLL
+        for (int u = 0; u < 2; ++u) {
+          const Quad &one = at[u][2 * i], &other = at[u][2 * i + 1];
+          multiply(sums[0][u], Quad{one.x, other.x, one.y, other.y}, b.x, b.y);
+          multiply(sums[1][u], Quad{one.z, other.z, one.w, other.w}, b.z, b.w);
+        }
+      } else {
+        MKC_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const Quad b = columns(mine + i * 128 + j * 16, 2 * i + j, t);
+          MKC_UNROLL
+          for (int u = 0; u < 2; ++u) multiply(sums[j][u], at[u][2 * i + j], g % 2 ? b.y : b.x, g % 2 ? b.w : b.z);
+        }
       }
     }
     MKC_UNROLL
@@ -85,13 +95,14 @@ struct KeyTile {
       float sum[4];
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) sum[i] = sums[0][u][i] + sums[1][u][i];
-      s[u] = is_odd(g) ? sum[1] + sum[2] : sum[0] + sum[3];
+      s[u] = odd(g) ? sum[1] + sum[2] : sum[0] + sum[3];
     }
   }
 
  private:
-  MKC_DEVICE static int is_odd(int g) { return D <= 128 ? g % 2 : 0; }  // with more dims there are too few registers
+  MKC_DEVICE static int odd(int g) { return kTurned ? g % 2 : 0; }
   MKC_DEVICE static bool is_inside(int thirty, int t) { return D % 64 == 0 || thirty * 32 + t * 8 < D; }
+  MKC_DEVICE static Quad columns(uint32 from, int thirty, int t) { return is_inside(thirty, t) ? load_shared(from) : Quad{}; }
 };
 
 // 64 dims of the values of a tile, as a operands: dims by keys. Rows that the cache does not have are zero.

@@ -17,7 +17,7 @@ from random_graphs.models import RandomLoop
 
 from mkc import cache
 from mkc.compiler import Compilation
-from mkc.frontend.executable import _Binding
+from mkc.frontend.executable import Bound
 from mkc.ir.graph import Kind
 from mkc.ir.program import MAX_SECTIONS, Program
 from mkc.ir.tasks import Schedule, Wait
@@ -74,7 +74,8 @@ def looping(policy: str, count: int, size: int) -> tuple[Compilation, Memory]:
     with cut_for(5):
         graphs = [raised(model, *model.example_inputs, loops=True) for model in models]
         executable = interpreted(graphs, machine(3), policy)
-    bound = _Binding(executable, [model.example_inputs for model in models])
+    bound = Bound(executable, [model.example_inputs for model in models])
+    bound.renew()
     slots = zip(executable.compilation.program.slots, bound.addresses, strict=True)
     return executable.compilation, [np.frombuffer(string_at(address, slot.nbytes), np.uint8) for slot, address in slots]
 

@@ -25,9 +25,8 @@ from mkc.targets import cpu, cuda
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPORTING = 24  # bytes of a `Fault`, for a body that is called
-TAKEN = {  # what compute warps keep from task to task; and talking warps, of two rows and their norms
+TAKEN = {  # what compute warps keep from task to task; and talking warps, of norms
     "pool of pages": (0, REPORTING),
-    "windows, wide heads 2 in bfloat16": (8, 8),
     "norms of all heads 2 in bfloat16": (44, 24),
 }
 
