@@ -150,20 +150,28 @@ struct StreamLinear {
   }
 
  private:
-  MKC_DEVICE static Four total(uint32 at, float scale) {
-    Four v[P::kSharers];
+  struct One {
+    float at[1];
+  };
+  MKC_DEVICE static void load(uint32 from, One& v) { v.at[0] = load_shared_float(from); }
+  MKC_DEVICE static void load(uint32 from, Four& v) { v = load_shared_four(from); }
+  // The sum of one output, or of four, over the warps that share a depth.
+  template <class Outputs = Four>
+  MKC_DEVICE static Outputs total(uint32 at, float scale) {
+    constexpr int kCount = sizeof(Outputs) / sizeof(float);
+    Outputs v[P::kSharers];
     MKC_UNROLL
-    for (int w = 0; w < P::kSharers; ++w) v[w] = load_shared_four(at + w * kMaxTiles * Abreast * 32);
+    for (int w = 0; w < P::kSharers; ++w) load(at + w * kMaxTiles * Abreast * 32, v[w]);
     MKC_UNROLL
     for (int half = P::kSharers / 2; half > 0; half /= 2) {
       MKC_UNROLL
       for (int w = 0; w < half; ++w) {
         MKC_UNROLL
-        for (int i = 0; i < 4; ++i) v[w].at[i] += v[w + half].at[i];
+        for (int i = 0; i < kCount; ++i) v[w].at[i] += v[w + half].at[i];
       }
     }
     MKC_UNROLL
-    for (int i = 0; i < 4; ++i) v[0].at[i] *= scale;
+    for (int i = 0; i < kCount; ++i) v[0].at[i] *= scale;
     return v[0];
   }
   MKC_DEVICE static Four both(uint32 first, uint32 second, float scale) {
@@ -218,23 +226,12 @@ struct StreamLinear {
   }
 
   // The same of one output. Four neighbours make a word.
-  MKC_DEVICE static float total(uint32 at) {
-    float v[P::kSharers];
-    MKC_UNROLL
-    for (int w = 0; w < P::kSharers; ++w) v[w] = load_shared_float(at + w * kMaxTiles * Abreast * 32);
-    MKC_UNROLL
-    for (int half = P::kSharers / 2; half > 0; half /= 2) {
-      MKC_UNROLL
-      for (int w = 0; w < half; ++w) v[w] += v[w + half];
-    }
-    return v[0];
-  }
   template <class Page, class E>
   MKC_DEVICE static void finish(Talk<Page>& talk, void* y, int n, bool mine, int place, float scale, const E& extras, uint32& misfit) {
     if (place / 32 * 32 >= P::kRound * kOutputs) return;  // none of this warp's threads has one
     const uint32 at = talk.sums + place * 4 + (Gated ? place / 4 * 16 : 0);
-    float v = total(at) * scale;
-    if constexpr (Gated) v = extras.template of<Expr>(0, v, total(at + 16) * scale);
+    float v = total<One>(at, scale).at[0];
+    if constexpr (Gated) v = extras.template of<Expr>(0, v, total<One>(at + 16, scale).at[0]);
     else v = extras.template of<Expr>(0, v);
     if constexpr (kIsPublished<Y>) {
       const uint64 word = word_of_four(v, use_bits(talk.use), mine, misfit);
