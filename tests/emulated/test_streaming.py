@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from emulated.emulator import Emulator
+from laws import test_stream
 from laws.test_stream import (
     MODELS,
     PROMPTS,
@@ -86,6 +87,13 @@ def assert_as_interpreted(
 @pytest.mark.parametrize(("kind", "workers", "start"), [("qwen3", 2, 62), ("llama", 3, 0), ("heads", 1, 130)])
 def test_a_sequence(kind: str, workers: int, start: int, tmp_path: Path) -> None:
     assert_as_interpreted(kind, workers, [start], tmp_path)
+
+
+def test_parts_of_more_splits_than_are_merged_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_stream, "ROOM", 768)
+    graph = stream(decoding(MODELS["qwen3"](), 700)[1].graph, cuda.target(arch="sm_90a", workers=12))
+    assert {node["splits"] for node in graph.nodes if node.op == "decode_attention"} == {6}
+    assert_as_interpreted("qwen3", 12, [700], tmp_path)
 
 
 @pytest.mark.parametrize(
