@@ -47,5 +47,5 @@ def planning(streams: bool, batch: int) -> Settings:
     """What may make a difference to a plan, of `Choices`: few values, for each is a compilation."""
     if not streams:
         return {"grain": GRAINS, "tasks_each": (1, 2, 4)}
-    apart = {"one_in": (1, 2, 4)} if batch > 1 else {}
+    apart = {"one_in": (1, 2, 4)} if batch > 1 else {"merge_from": (2, 33)}
     return {"splits": (1, 2, 4, 8, 16, 32), **apart, "signalled": ((), *((kind,) for kind in EDGES), EDGES)}

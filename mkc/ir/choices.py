@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from mkc.errors import OptionError
 
 EDGES = ("rows", "heads", "norms")  # between streams; to attention; to and from a norm of its own
-COUNTS = {"splits": 32, "one_in": 16, "tasks_each": 16}  # each is at least 1
+COUNTS = {"splits": 32, "merge_from": 33, "one_in": 16, "tasks_each": 16}  # each is at least 1
 FINEST, COARSEST = 2.0**-10, 2.0**10  # grains
 
 
@@ -13,10 +13,11 @@ FINEST, COARSEST = 2.0**-10, 2.0**10  # grains
 class Choices:
     """How to plan. Raises OptionError for what no plan can have.
 
-    The first three are of streaming workers, the others of operators that do not stream.
+    The first four are of streaming workers, the others of operators that do not stream.
     """
 
     splits: int = 16  # of the keys of decode attention, at most: whoever merges them reads them all
+    merge_from: int = 33  # splits of one sequence's keys: so many are merged once for all, and not by whoever reads them
     one_in: int = 1  # so many workers has a task of a batch's attention
     signalled: tuple[str, ...] = ()  # kinds of edges that are events, though words could be published
     grain: float = 1.0  # what a task must be worth, in what handing it over costs

@@ -44,7 +44,8 @@ def _takes(node: Node, out: Tensor, width: int) -> bool:
 
 def _attending(chain: Chain, readers: dict[int, Node], node: Node, target: Target) -> dict[int, Node]:
     """What the chain becomes, by the numbers of the nodes whose places are taken. The parts of one sequence are merged by each reader, for
-    itself; those of several are long, so that each worker merges a slice for all. Of several sequences a part alone is the result."""
+    itself, unless there are many; those of several are long, so that each worker merges a slice for all. Of several sequences a part
+    alone is the result."""
     (heads, depth), batch, splits = chain.queries.tensor.shape[-2:], chain.out.shape[0], _splits(chain, target)
     several = (batch,) if batch > 1 else ()
     name, shape = chain.out.storage.name, (splits, *several, heads, depth)
@@ -53,7 +54,7 @@ def _attending(chain: Chain, readers: dict[int, Node], node: Node, target: Targe
         return {chain.end: _decoding(chain, node, chain.out.view(contiguous(shape)), lse)}
     parts = scratch(f"{name}_parts", shape, DType.BF16)
     decoding = _decoding(chain, node, parts, lse)
-    if several:
+    if several or splits >= target.choices.merge_from:
         return {max(n for n in chain.absorbed if n < chain.end): decoding, chain.end: _merged(chain, node, parts, lse)}
     return {chain.end: decoding} | {number: _merging(reader, decoding) for number, reader in readers.items()}
 

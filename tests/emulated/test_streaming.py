@@ -151,6 +151,7 @@ def test_a_residual_and_a_norm_meet_the_same_weights(kind: str, workers: int, st
         ("olmo2", 3, [62], Choices(signalled=("norms", "heads"), splits=1)),
         ("llama", 3, (63, 1, 128), Choices(signalled=("rows",), one_in=1)),
         ("qwen3", 12, (0, 129), Choices(signalled=("rows",))),  # whose parts are merged
+        ("qwen3", 12, [129], Choices(merge_from=2)),  # and those of one sequence, published
     ],
 )
 def test_signalled_edges(kind: str, workers: int, starts: Sequence[int], choices: Choices, tmp_path: Path) -> None:

@@ -67,7 +67,13 @@ def test_edges_of_streams_may_be_signalled_or_published(kind: str, starts: tuple
 
 
 @pytest.mark.parametrize(
-    ("starts", "choices"), [((130,), Choices(splits=1)), ((130,), Choices(splits=2, signalled=("heads",))), ((63, 130), Choices(one_in=16))]
+    ("starts", "choices"),
+    [
+        ((130,), Choices(splits=1)),
+        ((130,), Choices(splits=2, signalled=("heads",))),
+        ((130,), Choices(merge_from=2)),
+        ((63, 130), Choices(one_in=16)),
+    ],
 )
 def test_attention_of_any_splits_is_as_near_to_float64(starts: tuple[int, ...], choices: Choices) -> None:
     assert_as_near_to_float64("qwen3", 16, *starts, choices=choices)
@@ -81,7 +87,8 @@ def test_attention_of_any_splits_is_as_near_to_float64(starts: tuple[int, ...], 
     ("kind", "workers", "batch"), [("qwen3, deep", 5, 1), ("gemma2", 16, 1), ("olmo2", 132, 1), ("gpt2", 16, 1), ("llama", 16, 3)]
 )
 def test_the_checker_accepts_every_choice(kind: str, workers: int, batch: int, signalled: tuple[str, ...]) -> None:
-    choices = Choices(signalled=signalled, splits=Random(repr((kind, workers, signalled))).choice((1, 2, 16)), one_in=1)
+    random = Random(repr((kind, workers, signalled)))
+    choices = Choices(signalled=signalled, splits=random.choice((1, 2, 16)), merge_from=random.choice((2, 33)), one_in=1)
     graph = decoding(MODELS[kind](), *[0] * batch)[1].graph
     with mock.patch("mkc.compiler.render"):
         made = compile_graphs([graph], replace(cuda.target(arch="sm_90a", workers=workers), choices=choices))  # raises what is unsound
@@ -117,6 +124,15 @@ def test_a_coarser_grain_or_fewer_splits_make_fewer_tasks() -> None:
     assert tasks(True, Choices(splits=1)) < tasks(True, UNCHOSEN)
 
 
+def test_parts_of_one_sequence_are_merged_once_where_there_are_so_many() -> None:
+    def ops(choices: Choices) -> list[str]:
+        return [node.op for node in stream(plain("qwen3"), replace(machine(16, streams=True), choices=choices)).nodes]
+
+    assert "stream_merge" not in ops(UNCHOSEN)
+    assert "stream_merge" not in ops(Choices(splits=2, merge_from=3))
+    assert ops(Choices(splits=2, merge_from=2)).count("stream_merge") == ops(UNCHOSEN).count("decode_attention")
+
+
 def test_a_task_is_worth_its_grain() -> None:
     target = machine(64)  # handing over costs 2 ns, and a worker reads 20 bytes in one
     assert worthwhile_parts(target, 400, 0) == 10
@@ -140,6 +156,7 @@ def test_a_worker_reads_its_share_of_what_all_read_and_no_more_than_it_can_alone
         (dict(splits=0), "splits=0): it must be a whole number from 1 to 32"),
         (dict(splits=33), "from 1 to 32"),
         (dict(splits=True), "from 1 to 32"),
+        (dict(merge_from=34), "from 1 to 33"),
         (dict(one_in=17), "one_in=17"),
         (dict(tasks_each=1.5), "tasks_each=1.5"),
         (dict(grain=0.0), "it must be a number from 0.000976562 to 1024"),
