@@ -79,6 +79,17 @@ def test_weights_and_caches_may_move_between_two_answers() -> None:
     assert lm.generate_ids([5, 3, 8], 6) == mkc.CausalLM(model, max_length=32).generate_ids([5, 3, 8], 6) != before
 
 
+def test_caches_that_came_to_share_memory_are_refused_at_every_answer() -> None:
+    lm = mkc.CausalLM(tiny("Qwen3"), max_length=32)
+    before, apart = lm.generate_ids([5, 3, 8], 6), lm.state.caches[1].data
+    lm.state.caches[1].data = lm.state.caches[0].data
+    for _ in range(2):
+        with pytest.raises(mkc.InputError, match="share memory"):
+            lm.generate_ids([5, 3, 8], 6)
+    lm.state.caches[1].data = apart
+    assert lm.generate_ids([5, 3, 8], 6) == before
+
+
 def test_both_policies_and_any_number_of_workers_agree() -> None:
     model = tiny("Qwen3")
     answers = [

@@ -162,29 +162,25 @@ class Bound:
 
     def renew(self) -> None:
         """For the next call. Hundreds of tensors may lie elsewhere, but seldom do, and the GPU waits."""
-        found = [*map(torch.Tensor.data_ptr, self._tensors)]
-        if found == self._found and not self.outputs and not self.copies and all(map(torch.Tensor.is_contiguous, self._inputs)):
+        found, are_dense = [*map(torch.Tensor.data_ptr, self._tensors)], all(map(torch.Tensor.is_contiguous, self._inputs))
+        if found == self._found and are_dense and not self.outputs and not self.copies:
             return
         self.outputs, self.returned, self.copies = {}, [], []
-        self.addresses = tuple(self._looked_up(found))
-        if self.addresses != self.executable._distinct:
-            self._refuse_shared_states()
-            self.executable._distinct = self.addresses
-        self._found = found
-
-    def _looked_up(self, found: Sequence[int]) -> list[int]:
         executable = self.executable
         addresses = executable._known.copy()
+        for i, at in zip(executable._moving, found, strict=True):
+            addresses[i] = at
         for i, slot in executable._outputs:
             addresses[i] = self._made(slot)
-        given = [slot for _, slot, _, _ in executable._inputs]
-        dense = [
-            at if tensor.is_contiguous() else self._dense(tensor, slot)
-            for tensor, slot, at in zip(self._inputs, given, found[len(executable._live) :], strict=True)
-        ]
-        for i, at in zip(executable._moving, [*found[: len(executable._live)], *dense], strict=True):
-            addresses[i] = at
-        return addresses
+        if not are_dense:
+            for tensor, (i, slot, *_) in zip(self._inputs, executable._inputs, strict=True):
+                if not tensor.is_contiguous():
+                    addresses[i] = self._dense(tensor, slot)
+        self.addresses = tuple(addresses)
+        if self.addresses != executable._distinct:
+            self._refuse_shared_states()
+            executable._distinct = self.addresses
+        self._found = found  # last: what was refused is refused again
 
     def _made(self, slot: Slot) -> int:
         memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
