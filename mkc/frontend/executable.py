@@ -165,7 +165,7 @@ class Bound:
         found, are_dense = [*map(torch.Tensor.data_ptr, self._tensors)], all(map(torch.Tensor.is_contiguous, self._inputs))
         if found == self._found and are_dense and not self.outputs and not self.copies:
             return
-        self.outputs, self.returned, self.copies = {}, [], []
+        self.outputs, self.returned, self.copies, self._found = {}, [], [], []  # until this is done nothing is known
         executable = self.executable
         addresses = executable._known.copy()
         for i, at in zip(executable._moving, found, strict=True):
@@ -180,7 +180,7 @@ class Bound:
         if self.addresses != executable._distinct:
             self._refuse_shared_states()
             executable._distinct = self.addresses
-        self._found = found  # last: what was refused is refused again
+        self._found = found
 
     def _made(self, slot: Slot) -> int:
         memory = torch.empty(slot.nbytes, dtype=torch.uint8, device=self.executable.device)
