@@ -236,6 +236,12 @@ def test_unknown_options_and_values_are_refused(options: dict[str, Any]) -> None
         mkc.compile(Residual().eval(), **options)
 
 
+def test_a_function_of_nothing_gives_what_it_gives() -> None:
+    fast = mkc.compile(lambda: torch.arange(5) * 2)
+    for _ in range(2):
+        same(fast(), torch.arange(5) * 2)
+
+
 def test_an_input_that_is_only_read_may_be_passed_twice() -> None:
     x = torch.randn(5)
     same(mkc.compile(lambda a, b: a * b + a)(x, x), x * x + x)

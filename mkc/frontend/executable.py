@@ -158,14 +158,14 @@ class Bound:
         self.addresses: tuple[int, ...] = ()
         self._inputs: list[torch.Tensor] = [leaves[section][leaf] for _, _, section, leaf in executable._inputs]
         self._tensors = [*executable._live, *self._inputs]
-        self._found: list[int] = []  # where these lay
+        self._found: list[int] | None = None  # where these lay, while all else is known
 
     def renew(self) -> None:
         """For the next call. Hundreds of tensors may lie elsewhere, but seldom do, and the GPU waits."""
         found, are_dense = [*map(torch.Tensor.data_ptr, self._tensors)], all(map(torch.Tensor.is_contiguous, self._inputs))
         if found == self._found and are_dense and not self.outputs and not self.copies:
             return
-        self.outputs, self.returned, self.copies, self._found = {}, [], [], []  # until this is done nothing is known
+        self.outputs, self.returned, self.copies, self._found = {}, [], [], None
         executable = self.executable
         addresses = executable._known.copy()
         for i, at in zip(executable._moving, found, strict=True):
