@@ -236,10 +236,10 @@ def test_unknown_options_and_values_are_refused(options: dict[str, Any]) -> None
         mkc.compile(Residual().eval(), **options)
 
 
-def test_a_function_of_nothing_gives_what_it_gives() -> None:
-    fast = mkc.compile(lambda: torch.arange(5) * 2)
+def test_a_result_may_depend_on_no_input() -> None:
+    fast = mkc.compile(lambda x: torch.arange(5) * 2)
     for _ in range(2):
-        same(fast(), torch.arange(5) * 2)
+        same(fast(torch.zeros(1)), torch.arange(5) * 2)
 
 
 def test_an_input_that_is_only_read_may_be_passed_twice() -> None:
