@@ -299,9 +299,9 @@ def test_the_pace_is_searched_by_running_the_kernel_with_it(streaming: Compilati
     lm: Any = SimpleNamespace(kernel=kernel, compilation=streaming)
     trials = tune.Trials(lm, (20,), 4, time.monotonic() + 60)
     monkeypatch.setattr(
-        tune.Trials, "times", lambda *_: [abs(kernel.tuning.pace - 94) + abs(kernel.tuning.delay - 1800)]
+        tune.Trials, "times", lambda *_: [abs(kernel.tuning.pace - 95) + abs(kernel.tuning.delay - 1800)]
     )
-    assert tune._paced(trials) == kernel.tuning == Tuning(4, 94, 1800)
+    assert tune._paced(trials) == kernel.tuning == Tuning(4, 95, 1800)
 
 
 # ---- plans
