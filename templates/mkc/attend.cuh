@@ -249,9 +249,9 @@ struct Attend {
       MKC_UNROLL
       for (int i = 0; i < kSixties * 2; ++i) {
         const auto& two = found.out[i / 2];
-        const int from = i % 2 * 2;
-        if (D % 64 == 0 || i / 2 * 64 + 8 * g < D)
-          store_shared(sums + (eight_of<D>(i / 2, g) + i % 2 * 4) * 4, Four{two[from][of], two[from][2 + of], two[from + 1][of], two[from + 1][2 + of]});
+        const int from = i % 2 * 2, eight = eight_of<D>(i / 2, g);
+        if (D % 64 == 0 || eight < D)
+          store_shared(sums + (eight + i % 2 * 4) * 4, Four{two[from][of], two[from][2 + of], two[from + 1][of], two[from + 1][2 + of]});
       }
     }
   }
@@ -259,9 +259,7 @@ struct Attend {
   // ---- the talking part
   template <class Page>
   MKC_DEVICE static void talk(Talk<Page>& talk, void* const* p, const Range* r) {
-    const int64 position = talk.position(position_of(p, r));
-    const Where where(r, position);
-    talk.keep_position(position_of(p, r), position);
+    const Where where(r, talk.position(position_of(p, r)));
     talk.compute_may_begin();
     if (where.is_empty()) {
       talk.pass_by();  // and publish when everyone has read the position

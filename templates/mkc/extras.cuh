@@ -48,6 +48,12 @@ struct SomeOf<Each, Words<bf16, S, Stride<Step, 1>>> {
   }
 };
 
+// What is awaited as soon as it has been asked for.
+template <class Some, class Talk, class Operands>
+MKC_DEVICE void read_at_once(Some& some, Talk& talk, Operands p, int n, int row = 0) {
+  some.ask(p, n, row), some.await(talk, p, n, row);
+}
+
 // The extra operand that comes in pieces, one beside the other: the views after the first `Skip`.
 template <int Each, int Skip, class... V>
 struct Pieces {
@@ -67,7 +73,7 @@ struct Pieces {
   MKC_DEVICE void read_piece(Talk& talk, void* p, int& n, int row) {  // n counts from the piece's first
     SomeOf<Each, Piece> some;
     if (n >= 0 && n < Piece::extent(1)) {
-      some.ask(p, n, row), some.await(talk, p, n, row);
+      read_at_once(some, talk, p, n, row);
       MKC_UNROLL
       for (int i = 0; i < Each; ++i) v[i] = some.v[i];
     }

@@ -34,7 +34,7 @@ struct MergedRow {
     for (uint32 own = thread % 32; own < Fragments * 4; own += 32) {
       const int column = (own / kRun * Sharers + share) * kRun + own % kRun;
       float sum[8] = {}, top = kLeast, weight = 0.0f;
-      Asked asked = nothing(c, 0, column < Depth / 8 ? splits : 0);
+      Asked asked = nothing(c, 0, splits);
       MKC_NO_UNROLL
       for (int from = 0; from < splits && column < Depth / 8; from += kTogether) {
         Asked next = nothing(c, from + kTogether, splits);

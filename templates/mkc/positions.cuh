@@ -11,14 +11,18 @@ template <class Page>
 MKC_DEVICE uint32 kept_at(uint32 base, const void* position) {
   return base + Block<Page>::kKept + static_cast<uint32>(reinterpret_cast<uint64>(position) / 8 % kPositions) * 16;
 }
-MKC_DEVICE bool is_about(const Quad& kept, const void* position) {
-  return (static_cast<uint64>(kept.y) << 32 | kept.x) == reinterpret_cast<uint64>(position);
+// `news` sees a position that is not kept.
+template <class Page, class News>
+MKC_DEVICE int64 known_position(uint32 base, const void* position, News news) {
+  const Quad kept = load_shared(kept_at<Page>(base, position));
+  if ((static_cast<uint64>(kept.y) << 32 | kept.x) == reinterpret_cast<uint64>(position)) return static_cast<int64>(kept.w) << 32 | kept.z;
+  const int64 value = *static_cast<const volatile int64*>(position);
+  news(value);
+  return value;
 }
 template <class Page>
 MKC_DEVICE int64 known_position(uint32 base, const void* position) {
-  const Quad kept = load_shared(kept_at<Page>(base, position));
-  if (is_about(kept, position)) return static_cast<int64>(kept.w) << 32 | kept.z;
-  return *static_cast<const volatile int64*>(position);
+  return known_position<Page>(base, position, [](int64) {});
 }
 template <class Page>
 MKC_DEVICE void keep_position(uint32 base, const void* position, int64 value) {

@@ -86,11 +86,11 @@ struct Talk : Polls<Page> {
   MKC_DEVICE void compute_may_begin() {
     if (!early) arrive(kTaskBegins, kBothThreads);
   }
-  MKC_DEVICE int64 position(const void* at) const { return known_position<Page>(base, at); }
-  // And tell the loaders, if it is news: a release waits for all that this thread has stored, the words of the task before among it.
-  MKC_DEVICE void keep_position(const void* at, int64 value) const {
-    if (lane() > 0 || is_about(load_shared(kept_at<Page>(base, at)), at)) return;
-    mkc::keep_position<Page>(base, at, value), store_release_shared(base + Block<Page>::kReached, number + 1);
+  // Kept, and told to the loaders, where it is news: a release waits for all that this thread has stored, the words of the task before among it.
+  MKC_DEVICE int64 position(const void* at) const {
+    return known_position<Page>(base, at, [&](int64 value) {
+      if (lane() == 0) keep_position<Page>(base, at, value), store_release_shared(base + Block<Page>::kReached, number + 1);
+    });
   }
   MKC_DEVICE void input_is_ready() {
     dawdle(1);

@@ -17,8 +17,7 @@ struct StreamNorm {
     MKC_UNROLL
     for (int j = 0; j < kEach; ++j) {
       const int word = first + j * kTalkThreads;
-      const int n = (word < kWords ? word : kWords - 1) * 4;
-      extras[j].ask(p + 2, n), extras[j].await(talk, p + 2, n);
+      read_at_once(extras[j], talk, p + 2, (word < kWords ? word : kWords - 1) * 4);
     }
     Four x[kEach];
     bring(talk, X(p[1]), first, x);
@@ -85,7 +84,7 @@ struct StreamNorm {
     for (int j = 0; j < kEach; ++j) {
       const int word = first + j * kTalkThreads;
       SomeOf<4, View<bf16, S, D>> some;
-      if (word < kWords) some.ask(x.data, word * 4, 0), some.await(talk, x.data, word * 4, 0);
+      if (word < kWords) read_at_once(some, talk, x.data, word * 4);
       MKC_UNROLL
       for (int i = 0; i < 4; ++i) v[j].at[i] = some.v[i];
     }

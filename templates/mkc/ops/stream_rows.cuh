@@ -245,7 +245,7 @@ struct StreamRows {
       if (kNorm && round == 0) scale *= norm(talk, squares, row);
       typename ExtrasOrPieces<InPieces, 4, kNorm, Rest...>::Type extras;
       uint32 misfit = 0;
-      if (mine) extras.ask(p + 2, n, row), extras.await(talk, p + 2, n, row);
+      if (mine) read_at_once(extras, talk, p + 2, n, row);
       talk.await_sums();
       if (mine) finish(talk, p[0], row, word, n, r, scale, extras, misfit, best);
       const bool last = kRounds == 1 || r[0].begin + (round + 1) * (kRound * kOutputs) >= r[0].end;
