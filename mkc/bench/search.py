@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from mkc.ir.choices import EDGES
+from mkc.ir.choices import EDGES, UNCHOSEN
 
 PACES = (0, 70, 80, 88, 95, 100)
 DELAYS = (0, 700, 1000, 1400, 1800, 2200)
@@ -47,5 +47,5 @@ def planning(streams: bool, batch: int) -> Settings:
     """What may make a difference to a plan, of `Choices`: few values, for each is a compilation."""
     if not streams:
         return {"grain": GRAINS, "tasks_each": (1, 2, 4)}
-    apart = {"one_in": (1, 2, 4)} if batch > 1 else {"merge_from": (2, 33)}
+    apart = {"one_in": (1, 2, 4)} if batch > 1 else {"merge_from": (2, UNCHOSEN.merge_from)}
     return {"splits": (1, 2, 4, 8, 16, 32), **apart, "signalled": ((), *((kind,) for kind in EDGES), EDGES)}

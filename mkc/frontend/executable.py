@@ -41,8 +41,8 @@ class Executable:
         self._slots = self.compilation.program.slots
         fixed = [self._fixed_address(slot) for slot in self._slots]
         self._known = [at if isinstance(at, int) else 0 for at in fixed]  # addresses that never change
-        live = [i for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)]
-        self._live = [at for at in fixed if isinstance(at, torch.Tensor)]  # whose memory may move
+        live = {i: at for i, at in enumerate(fixed) if isinstance(at, torch.Tensor)}
+        self._live = [*live.values()]  # whose memory may move
         given = [(i, slot) for i, slot in enumerate(self._slots) if fixed[i] is None]  # in every call anew
         self._outputs = [(i, slot) for i, slot in given if slot.kind is Kind.OUTPUT]
         self._inputs = [(i, slot, slot.section, self._leaf_of(slot)) for i, slot in given if slot.kind is not Kind.OUTPUT]
@@ -162,8 +162,9 @@ class Bound:
 
     def renew(self) -> None:
         """For the next call. Hundreds of tensors may lie elsewhere, but seldom do, and the GPU waits."""
-        found, are_dense = [*map(torch.Tensor.data_ptr, self._tensors)], all(map(torch.Tensor.is_contiguous, self._inputs))
-        if found == self._found and are_dense and not self.outputs and not self.copies:
+        found = [*map(torch.Tensor.data_ptr, self._tensors)]
+        loose = [number for number, tensor in enumerate(self._inputs) if not tensor.is_contiguous()]
+        if found == self._found and not loose and not self.outputs and not self.copies:
             return
         self.outputs, self.returned, self.copies, self._found = {}, [], [], None
         executable = self.executable
@@ -172,10 +173,9 @@ class Bound:
             addresses[i] = at
         for i, slot in executable._outputs:
             addresses[i] = self._made(slot)
-        if not are_dense:
-            for tensor, (i, slot, *_) in zip(self._inputs, executable._inputs, strict=True):
-                if not tensor.is_contiguous():
-                    addresses[i] = self._dense(tensor, slot)
+        for number in loose:
+            i, slot, *_ = executable._inputs[number]
+            addresses[i] = self._dense(self._inputs[number], slot)
         self.addresses = tuple(addresses)
         if self.addresses != executable._distinct:
             self._refuse_shared_states()
