@@ -165,6 +165,8 @@ class Streams:
     ring_slots: int
     input_bytes: int  # of shared memory that bodies ask for beside the ring
     shared_bytes: int  # of shared memory in all
+    resident_from: int = 0  # fragments from which on a share is a long one,
+    resident_slots: int = 0  # and how many slots of each stay in the last cache from step to step
     paced: bool = True  # loaders keep to a window and a pace; where there are none, a slot is filled as soon as it is read
 
 

@@ -18,6 +18,7 @@ class Target:
     flops_per_ns: float  # what one worker computes
     task_ns: float  # taking up a task and dispatching it
     event_ns: float  # from a signal to the waiting worker's first instruction
+    cache_bytes: int = 0  # of the last cache before memory, which all workers share; 0: none that would keep weights from step to step
     latency_ns: float = 0.0  # from a load to its value, where lanes wait for what they read; 0: it is brought before
     streams: bool = False  # has workers that stream weights and publish small results, see passes/stream.py
     bulk_copies: bool = True  # with streams: warps of their own bring weights; else those that multiply copy their share

@@ -1,5 +1,8 @@
 """Schedule -> Streams. What each worker's loaders bring: the weights of its tasks, in the order of its queue."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 
 from mkc.errors import PlanError
@@ -12,6 +15,7 @@ from mkc.ops import registry
 
 STATIC_BYTES = 18 << 10  # that portable bodies may take
 Place = tuple[Storage, int, Box]
+RESIDENT = 5  # one in so many bytes of the last cache is for weights: a GPU with two halves of it may keep what it reads in both
 LEAST_SLOTS = 2  # one that is read, and one on its way
 
 
@@ -49,8 +53,10 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     input_bytes, room = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
     if room < LEAST_SLOTS:
         raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with streams=False")
+    made = np.array(records, STREAM)
+    resident_from, resident_slots = _resident(made["fragments"], bounds, schedule.target)
     return Streams(
-        records=np.array(records, STREAM),
+        records=made,
         bounds=np.array(bounds, np.uint32),
         hops=np.array(hops, np.uint32),
         early=np.array(early, np.bool_),
@@ -59,8 +65,18 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
         ring_slots=room,
         input_bytes=input_bytes,
         shared_bytes=room * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
+        resident_from=resident_from,
+        resident_slots=resident_slots,
         paced=schedule.target.bulk_copies,
     )
+
+
+def _resident(fragments: np.ndarray, bounds: Sequence[int], target: Target) -> tuple[int, int]:
+    """From how many fragments on a share is a long one, and how many slots of each the last cache keeps. Reading a long share is bound by
+    memory, and short ones wait for each other."""
+    long = int(fragments.max(initial=0)) // 2 + 1
+    most = max((int((fragments[begin:end] >= long).sum()) for begin, end in pairwise(bounds)), default=0)
+    return long, round(target.cache_bytes / RESIDENT / (target.workers * SLOT_BYTES)) // max(most, 1)
 
 
 def _position(tasks: Tasks, task: int) -> Place | None:

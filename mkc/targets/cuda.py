@@ -47,6 +47,7 @@ class _Chip:
     arch: str
     sms: int
     shared_bytes: int  # a block may use
+    l2_bytes: int
     bytes_per_ns: float  # read from memory by all SMs together
     flops_per_ns: float  # of one SM, float32
 
@@ -65,15 +66,15 @@ class _Chip:
 _CARDS = {
     chip.arch: chip
     for chip in (
-        _Chip("sm_80", 108, 163 << 10, 1940.0, 180.0),  # A100, 80 GB
-        _Chip("sm_86", 82, 99 << 10, 890.0, 435.0),  # RTX 3090
-        _Chip("sm_87", 16, 163 << 10, 195.0, 333.0),  # Jetson AGX Orin
-        _Chip("sm_89", 128, 99 << 10, 960.0, 645.0),  # RTX 4090
-        _Chip("sm_90a", 132, 227 << 10, 4650.0, 507.0),  # H200, measured
-        _Chip("sm_100a", 148, 227 << 10, 7600.0, 475.0),  # B200
-        _Chip("sm_103a", 148, 227 << 10, 7600.0, 490.0),  # B300
-        _Chip("sm_120a", 170, 99 << 10, 1700.0, 615.0),  # RTX 5090
-        _Chip("sm_121a", 48, 99 << 10, 260.0, 620.0),  # GB10
+        _Chip("sm_80", 108, 163 << 10, 40 << 20, 1940.0, 180.0),  # A100, 80 GB
+        _Chip("sm_86", 82, 99 << 10, 6 << 20, 890.0, 435.0),  # RTX 3090
+        _Chip("sm_87", 16, 163 << 10, 4 << 20, 195.0, 333.0),  # Jetson AGX Orin
+        _Chip("sm_89", 128, 99 << 10, 72 << 20, 960.0, 645.0),  # RTX 4090
+        _Chip("sm_90a", 132, 227 << 10, 60 << 20, 4650.0, 507.0),  # H200, measured
+        _Chip("sm_100a", 148, 227 << 10, 126 << 20, 7600.0, 475.0),  # B200
+        _Chip("sm_103a", 148, 227 << 10, 126 << 20, 7600.0, 490.0),  # B300
+        _Chip("sm_120a", 170, 99 << 10, 96 << 20, 1700.0, 615.0),  # RTX 5090
+        _Chip("sm_121a", 48, 99 << 10, 24 << 20, 260.0, 620.0),  # GB10
     )
 }
 
@@ -96,6 +97,7 @@ def target(device: int | None = None, arch: str | None = None, workers: int | No
         flops_per_ns=chip.flops_per_ns,
         task_ns=600.0,
         event_ns=1200.0,
+        cache_bytes=chip.l2_bytes,
         latency_ns=1000.0,
         streams=True,
         bulk_copies=chip.copies_in_bulk,
@@ -147,6 +149,7 @@ def _present(device: int | None) -> _Chip:
         arch=arch,
         sms=facts["MultiProcessorCount"],
         shared_bytes=facts["MaxSharedMemoryPerBlockOptin"],
+        l2_bytes=facts.get("L2CacheSize", 0),
         bytes_per_ns=read or 1000.0,
         flops_per_ns=2 * _cores(arch) * clock_ghz or 400.0,
     )

@@ -88,7 +88,8 @@ def _choices(given: dict[str, Any]) -> Choices:
 
 def _key(graphs: Sequence[Graph], target: Target, policy: str) -> str:
     """The machine and what a plan depends on beside costs and choices."""
-    facts = (target.name, target.arch, target.workers, target.lanes, target.scratch_bytes, target.streams, target.bulk_copies)
+    sizes = target.workers, target.lanes, target.scratch_bytes, target.cache_bytes
+    facts = (target.name, target.arch, *sizes, target.streams, target.bulk_copies)
     return "\n".join([target.machine, repr(facts), policy, *map(digest, graphs)])
 
 

@@ -170,7 +170,8 @@ struct Loader {
     MKC_NO_UNROLL
     for (uint32 left = stream.fragments, some; left > 0; left -= some, from += kSlotBytes) {
       some = left < kSlotFragments ? left : kSlotFragments;
-      if (!pass(from, some * kFragmentBytes, false)) return false;
+      const bool stays = stream.fragments >= Page::kResidentFrom && stream.fragments - left < Page::kResidentSlots * kSlotFragments;
+      if (!pass(from, some * kFragmentBytes, false, stays)) return false;
     }
     return true;
   }
@@ -197,8 +198,9 @@ struct Loader {
   MKC_DEVICE uint32 place() const { return base + Block<Page>::kAsked + me * Block<Page>::kAskedBytes; }
   MKC_DEVICE uint32 answered() const { return base + Block<Page>::kAnswered + 8 * me; }
 
-  // The next slot, which is one loader's, and says that it is full for the others, unless they do.
-  MKC_DEVICE bool pass(const void* from, uint32 bytes, bool all) {
+  // The next slot, which is one loader's, and says that it is full for the others, unless they do. What `stays` in the cache from step to
+  // step does not come from memory again.
+  MKC_DEVICE bool pass(const void* from, uint32 bytes, bool all, bool stays = false) {
     const uint32 cost = pace * bytes / kSlotBytes;
     const bool mine = is_mine(slot);
     if (mine || all) {
@@ -209,7 +211,7 @@ struct Loader {
         keep_pace();
         MKC_UNROLL
         for (int other = 1; other < kLoadWarps && !all; ++other) barrier_arrive(full);
-        fill(full, from, bytes);
+        fill(full, from, bytes, stays);
       } else {
         barrier_arrive(full);
       }
@@ -218,10 +220,10 @@ struct Loader {
     if (++slot == Page::kRingSlots) slot = 0, phases = (phases ^ kEmptyOdd) | kLapped;
     return true;
   }
-  MKC_DEVICE void fill(uint32 full, const void* from, uint32 bytes) const {
+  MKC_DEVICE void fill(uint32 full, const void* from, uint32 bytes, bool stays) const {
     if (bytes == 0) return barrier_arrive(full);
     barrier_expect(full, bytes);
-    bulk_copy(base + slot * kSlotBytes, from, bytes, full, evict_first());
+    bulk_copy(base + slot * kSlotBytes, from, bytes, full, stays ? evict_last() : evict_first());
   }
 
   // Waits for room, or for a position; false when it never comes. Both are there for good once they are there, and when

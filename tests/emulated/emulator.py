@@ -63,6 +63,7 @@ INSTRUCTIONS = {
     "barrier_tested": ["return emulated::has_passed(b, parity);"],
     "barrier_wait": ["emulated::look_again_later(); emulated::pass(b, parity);"],
     "evict_first": ["return 0;"],
+    "evict_last": ["return 1;"],
     "bulk_copy": ["emulated::copy(to, from, bytes, barrier);"] * 2,
     "copy_weights": ["emulated::refuse(\"a copy that this form of worker does not make\");"],
     "end_copies": ["emulated::refuse(\"a copy that this form of worker does not make\");"],

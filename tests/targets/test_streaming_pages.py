@@ -105,6 +105,22 @@ def test_the_ring_takes_the_shared_memory_there_is(arch: str) -> None:
     assert streams.paced == target.bulk_copies == (arch not in WITHOUT_LOADERS)
 
 
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "gemma-3-1b"])
+def test_the_head_keeps_its_part_of_the_cache(name: str) -> None:
+    target, streams = cuda.target(arch="sm_90a"), planned(name, "sm_90a").program.streams
+    assert streams is not None
+    long = streams.records["fragments"] >= streams.resident_from
+    assert target.workers // 2 < long.sum() <= target.workers
+    assert 0 < long.sum() * streams.resident_slots * SLOT_BYTES < target.cache_bytes / 4
+
+
+def test_without_a_cache_nothing_stays() -> None:
+    made = compile_graphs([decode_step("smollm2-135m")], replace(cuda.target(arch="sm_90a"), cache_bytes=0))
+    assert made.program.streams is not None
+    assert made.program.streams.resident_slots == 0
+    assert "kResidentSlots = 0" in made.source.complete
+
+
 @pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.02), ("gemma-3-1b", 0.01)])
 def test_hardly_more_than_the_weights_is_read(name: str, padding: float) -> None:
     streams = planned(name, "sm_90a").program.streams

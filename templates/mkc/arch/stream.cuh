@@ -88,6 +88,11 @@ MKC_DEVICE bool barrier_tested(uint32 b, uint32 parity) {  // a look, without wa
 }
 
 // ---- copies
+MKC_DEVICE uint64 evict_last() {
+  uint64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 MKC_DEVICE uint64 evict_first() {
   uint64 policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
