@@ -11,9 +11,9 @@ from mkc.ir.program import SLOT_FRAGMENTS
 from mkc.ir.target import Target
 from mkc.ops._streaming import VECTOR, epsilon
 from mkc.ops.stream_linear import abreast, batch, first_weight, most_read, weights
+from mkc.passes._stream_words import WORD
 from mkc.passes._uses import rewritten
 
-WORD = 4  # outputs that are published at once
 WORTH = 8  # an eighth less for the worker that reads most, and a slot: two sums are more work than one
 
 

@@ -23,8 +23,9 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind, Node
 from mkc.ir.layout import Layout, contiguous
 from mkc.ops.decode_attention import splits
+from mkc.passes._stream_joined import widened
 from mkc.passes.fuse import fuse
-from mkc.passes.stream import stream, widened
+from mkc.passes.stream import stream
 
 transformers = pytest.importorskip("transformers")
 AutoModelForCausalLM = transformers.AutoModelForCausalLM

@@ -1,7 +1,8 @@
 // y = Expr(x / sqrt(mean(x^2) + eps), extras...) for one row of `Depth`, of x less its mean when Centred
 #pragma once
 
-#include <mkc/ops/stream_linear.cuh>
+#include <mkc/expr.cuh>
+#include <mkc/extras.cuh>
 
 namespace mkc::ops {
 

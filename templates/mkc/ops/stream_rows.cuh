@@ -1,7 +1,11 @@
 // y[b, n] = Expr(sum_k x'[b, k] w[n, k], extras[b, n]...) for 2 to 16 rows: a stream of weights meets them in the tensor cores
 #pragma once
 
-#include <mkc/ops/stream_linear.cuh>
+#include <mkc/best.cuh>
+#include <mkc/columns.cuh>
+#include <mkc/expr.cuh>
+#include <mkc/extras.cuh>
+#include <mkc/rows.cuh>
 
 namespace mkc::ops {
 
