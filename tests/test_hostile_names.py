@@ -29,7 +29,7 @@ from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Kind
 from mkc.ir.program import STAMP
 from mkc.passes.render import comment
-from mkc.targets import cpu, cuda
+from mkc.targets import cpu, cuda, nvrtc
 
 HOSTILE = [
     "a\n#error injected\n",
@@ -92,7 +92,7 @@ def test_pages_with_hostile_names_compile() -> None:
     name = "".join(HOSTILE)
     cpu.build(compiled(name).source.complete, cpu.FLAGS)
     pytest.importorskip("cupy")
-    cuda.compile_cubin(compiled(name, "sm_90a").source.complete, "sm_90a")
+    nvrtc.compile_cubin(compiled(name, "sm_90a").source.complete, "sm_90a")
 
 
 @hostile

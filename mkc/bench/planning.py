@@ -23,7 +23,7 @@ from mkc.bench import models
 from mkc.frontend.convert import Raised
 from mkc.frontend.decoding import State, make_state, raise_decoding, raise_prompt
 from mkc.ir.target import Target
-from mkc.targets import cpu, cuda
+from mkc.targets import cpu, cuda, nvrtc
 
 PASSES = ("fuse", "stream", "place", "tile", "link", "signal", "schedule", "encode", "check", "render")
 
@@ -44,7 +44,7 @@ def planning(model: str, prompt: int | None, target: Target, cubin: bool = False
         with _passes_timed(seconds):
             planned = compiler.plan([raised.graph], target, "static")
         if cubin:
-            _timed("cubin", cuda.compile_cubin, seconds)(planned.source.complete, target.arch)
+            _timed("cubin", nvrtc.compile_cubin, seconds)(planned.source.complete, target.arch)
             _built(made, state, prompt, target)  # which keeps the plan
             _timed("warm", _built, seconds)(made, state, prompt, target)
     return seconds, len(planned.program.tasks)
@@ -66,7 +66,7 @@ def _raised(model: PreTrainedModel, state: State, prompt: int | None) -> Raised:
 
 def _built(model: PreTrainedModel, state: State, prompt: int | None, target: Target) -> None:
     made = compiler.compile_graphs([_raised(model, state, prompt).graph], target)
-    cuda.compile_cubin(made.source.complete, target.arch)
+    nvrtc.compile_cubin(made.source.complete, target.arch)
 
 
 @contextmanager

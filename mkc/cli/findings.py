@@ -19,7 +19,7 @@ from mkc.ir.builder import Builder
 from mkc.ir.dtype import DType
 from mkc.ir.expr import Arg, Call, Const
 from mkc.ir.graph import Graph, Kind
-from mkc.targets import cpu, cuda
+from mkc.targets import cpu, cuda, nvrtc
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _run_on_cuda() -> str:
 
 def _compile_for_gpus() -> str:
     made = compile_graphs([_graph()], cuda.target(arch="sm_90a", workers=132))
-    cubin = cuda.compile_cubin(made.source.complete, made.target.arch)
+    cubin = nvrtc.compile_cubin(made.source.complete, made.target.arch)
     return f"NVRTC compiles them; a kernel for {made.target.arch} took {cubin.resources.registers} registers"
 
 

@@ -7,7 +7,8 @@ from mkc.errors import OptionError
 from mkc.ir.program import Program
 from mkc.ir.target import Target
 from mkc.passes.render import Source
-from mkc.targets import cpu, cuda, kept
+from mkc.targets import cpu, cuda, kept, nvrtc
+from mkc.targets.cuda_kernel import CudaKernel
 from mkc.targets.kernel import Kernel
 
 
@@ -32,7 +33,7 @@ def machine_name(name: str, device: int | None = None) -> str:
 def build(program: Program, source: Source, target: Target, device: int | None = None) -> Kernel:
     """The kernel, from the cache when the page was built before. Raises BuildError, TargetError."""
     if target.name == "cuda":
-        return cuda.CudaKernel(program, source, device or 0)
+        return CudaKernel(program, source, device or 0)
     return cpu.CpuKernel(program, source)
 
 
@@ -54,11 +55,11 @@ class Assembly(Mapping[str, bytes | str]):
         text, arch = self._source.complete, self._target.arch
         match name if name in self._names else "":
             case "cubin":
-                return cuda.compile_cubin(text, arch).image
+                return nvrtc.compile_cubin(text, arch).image
             case "ptx":
-                return cuda.ptx(text, arch)
+                return nvrtc.ptx(text, arch)
             case "sass":
-                return cuda.sass(cuda.compile_cubin(text, arch).image)
+                return nvrtc.sass(nvrtc.compile_cubin(text, arch).image)
             case "library":
                 return cpu.build(self._source.text, cpu.FLAGS)
             case "assembly":

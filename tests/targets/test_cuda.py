@@ -17,7 +17,8 @@ from mkc.ir.dtype import Array, DType
 from mkc.ir.expr import Arg, Call
 from mkc.ir.graph import Graph, Kind
 from mkc.passes.render import lay_in
-from mkc.targets import cuda
+from mkc.targets import _cupy, cuda, nvrtc
+from mkc.targets.cuda_kernel import CudaKernel
 
 cupy = pytest.importorskip("cupy")
 WIDTHS = (96, 1000, 96)
@@ -57,7 +58,7 @@ def page(arch: str = "sm_90a") -> str:
 
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
 def test_a_page_compiles_for_every_architecture_without_spilling(arch):
-    built = cuda.compile_cubin(page(arch), arch)
+    built = nvrtc.compile_cubin(page(arch), arch)
     assert built.image.startswith(b"\x7fELF")
     assert 16 < built.resources.registers <= 255
     assert (built.resources.spill_bytes, built.resources.stack_bytes) == (0, 0)
@@ -65,20 +66,20 @@ def test_a_page_compiles_for_every_architecture_without_spilling(arch):
 
 def test_a_trace_build_is_another_build():
     assert (
-        cuda.compile_cubin(page(), "sm_90a", trace=True).image != cuda.compile_cubin(page(), "sm_90a").image
+        nvrtc.compile_cubin(page(), "sm_90a", trace=True).image != nvrtc.compile_cubin(page(), "sm_90a").image
     )
 
 
 def test_a_page_is_built_once_and_its_log_is_kept(monkeypatch):
-    first = cuda.compile_cubin(page(), "sm_90a")
-    monkeypatch.setattr(cuda, "_compile", lambda *_: pytest.fail("built again"))
-    assert cuda.compile_cubin(page(), "sm_90a") == first
+    first = nvrtc.compile_cubin(page(), "sm_90a")
+    monkeypatch.setattr(nvrtc, "_compile", lambda *_: pytest.fail("built again"))
+    assert nvrtc.compile_cubin(page(), "sm_90a") == first
     assert "registers" in first.log
 
 
 def test_a_broken_page_raises_the_words_of_the_compiler():
     with pytest.raises(BuildError, match=r'identifier "nonsense" is undefined'):
-        cuda.compile_cubin(page() + "\n__device__ int f() { return nonsense; }\n", "sm_90a")
+        nvrtc.compile_cubin(page() + "\n__device__ int f() { return nonsense; }\n", "sm_90a")
 
 
 def test_resources_add_up_over_functions():
@@ -89,25 +90,25 @@ def test_resources_add_up_over_functions():
     ptxas         .     32 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
     ptxas info    : Used 80 registers, used 1 barriers, 8 bytes smem, 472 bytes cmem[0]
     """
-    assert cuda.Resources.of(log) == cuda.Resources(
+    assert nvrtc.Resources.of(log) == nvrtc.Resources(
         registers=80, spill_bytes=12, stack_bytes=32, shared_bytes=8
     )
 
 
 def test_ptx_names_its_architecture():
-    assert ".target sm_90a" in cuda.ptx(page(), "sm_90a")
+    assert ".target sm_90a" in nvrtc.ptx(page(), "sm_90a")
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("nvdisasm", "cuobjdump"))), reason="no disassembler")
 def test_sass_shows_that_an_acquire_empties_the_first_cache():
-    assert "CCTL.IVALL" in cuda.sass(cuda.compile_cubin(page(), "sm_90a").image)
+    assert "CCTL.IVALL" in nvrtc.sass(nvrtc.compile_cubin(page(), "sm_90a").image)
 
 
 def test_sass_without_a_disassembler_says_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(cuda, "_packaged", lambda _: None)
+    monkeypatch.setattr(nvrtc, "_packaged", lambda _: None)
     with pytest.raises(TargetError, match="nvdisasm or cuobjdump"):
-        cuda.sass(b"")
+        nvrtc.sass(b"")
 
 
 def test_a_named_architecture_needs_no_gpu():
@@ -119,7 +120,7 @@ def test_a_named_architecture_needs_no_gpu():
 def test_more_teams_than_scratch_memory_holds_are_refused():
     target = dataclasses.replace(cuda.target(arch="sm_90a"), lanes=512)
     with pytest.raises(BuildError, match="no room for so many teams"):
-        cuda.compile_cubin(compile_graphs([mlp()], target).source.complete, "sm_90a")
+        nvrtc.compile_cubin(compile_graphs([mlp()], target).source.complete, "sm_90a")
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
@@ -129,14 +130,14 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 
 def test_without_cupy_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda._cupy.cache_clear()
+    _cupy.cupy.cache_clear()
     assert cuda.device_count() == 0
     with pytest.raises(TargetError, match=r'pip install "mkc-compiler\[cuda\]"'):
         cuda.target()
 
 
 def test_nvrtc_lays_out_the_structs_as_numpy_does():
-    cuda.compile_cubin(lay_in(layout_claims()), "sm_80")
+    nvrtc.compile_cubin(lay_in(layout_claims()), "sm_80")
 
 
 # ---- with one
@@ -147,7 +148,7 @@ class Bench:
 
     def __init__(self, **asked) -> None:
         self.program = (made := compiled(device=0, **asked)).program
-        self.kernel = cuda.CudaKernel(made.program, made.source, 0)
+        self.kernel = CudaKernel(made.program, made.source, 0)
         rng = np.random.default_rng(0)
         self.memory = {
             slot.name: cupy.asarray(rng.standard_normal(slot.nbytes // 4, np.float32) / 4)
@@ -272,7 +273,7 @@ def test_a_full_gpu_is_a_target_error():
     pool.set_limit(size=pool.total_bytes() + 1)
     try:
         with pytest.raises(TargetError, match="memory is full"):
-            cuda.CudaKernel(made.program, made.source, 0)
+            CudaKernel(made.program, made.source, 0)
     finally:
         pool.set_limit(size=0)
 

@@ -21,7 +21,7 @@ from mkc.explain import looked_at
 from mkc.frontend.decoding import make_state, raise_decoding
 from mkc.ir.graph import Graph
 from mkc.paths import TEMPLATES
-from mkc.targets import cpu, cuda
+from mkc.targets import cpu, cuda, nvrtc
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPORTING = 24  # bytes of a `Fault`, for a body that is called
@@ -146,7 +146,7 @@ def _is_much_alike(name: str, arch: str) -> bool:
 )
 def test_the_page_of_an_example_compiles(name: str, arch: str) -> None:
     made = compile_graphs(graphs_of(name), cuda.target(arch=arch))
-    resources = cuda.compile_cubin(made.source.complete, arch).resources
+    resources = nvrtc.compile_cubin(made.source.complete, arch).resources
     assert resources.registers > 0
     if arch == "sm_90a":
         assert (resources.spill_bytes, resources.stack_bytes) == TAKEN.get(name, (0, 0))
@@ -188,4 +188,4 @@ def compiles(page: str, path: Path, *command: str) -> None:
 def test_nothing_that_a_kernel_writes_is_read_through_the_read_only_path() -> None:
     """ld.global.nc may give old values: see docs/device-protocol.md."""
     made = compile_graphs(graphs_of("adder float32"), cuda.target(arch="sm_90a"))
-    assert ".nc" not in cuda.ptx(made.source.complete, "sm_90a")
+    assert ".nc" not in nvrtc.ptx(made.source.complete, "sm_90a")

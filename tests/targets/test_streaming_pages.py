@@ -25,7 +25,8 @@ from mkc.numerics import grade_answer
 from mkc.ops._streaming import ABREAST, HELD, fragments
 from mkc.passes.render import lay_in
 from mkc.paths import TEMPLATES
-from mkc.targets import cuda
+from mkc.targets import cuda, nvrtc
+from mkc.targets.cuda_kernel import require_likeness
 
 MOST_SPILLED = 136  # bytes of a thread, all of its bodies together, where registers cannot change hands
 SPILLED = {"sm_121a": 52}  # by NVRTC 13.5, which does better for its twin
@@ -63,7 +64,7 @@ def everywhere() -> list[Any]:
 @pytest.mark.parametrize(("name", "arch"), everywhere())
 def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
     made = planned(name, arch)
-    cubin = cuda.compile_cubin(made.source.complete, arch)
+    cubin = nvrtc.compile_cubin(made.source.complete, arch)
     streams, taken = made.program.streams, cubin.resources
     assert streams is not None
     assert taken.spill_bytes <= (MOST_SPILLED if arch in WITHOUT_LOADERS else SPILLED.get(arch, 0))
@@ -84,7 +85,7 @@ def test_a_page_compiles_and_fits_its_machine(name: str, arch: str) -> None:
 )
 def test_nothing_spills_where_registers_change_hands(name: str, batch: int, page: int | None) -> None:
     """But what compute warps keep from task to task, of several sequences with heads of 256."""
-    taken = cuda.compile_cubin(planned(name, "sm_90a", batch, page).source.complete, "sm_90a").resources
+    taken = nvrtc.compile_cubin(planned(name, "sm_90a", batch, page).source.complete, "sm_90a").resources
     kept = {("gemma-3-1b", 2): (48, 32), ("gemma-3-1b", 16): (16, 8)}
     assert (taken.spill_bytes, taken.stack_bytes) == kept.get((name, batch), (0, 0))
 
@@ -93,7 +94,7 @@ def test_nothing_spills_where_registers_change_hands(name: str, batch: int, page
 def test_pages_of_other_choices_compile_and_fit(choices: Choices) -> None:
     made = compile_graphs([decode_step("qwen3-0.6b")], replace(cuda.target(arch="sm_90a"), choices=choices))
     assert made.program.streams is not None
-    assert cuda.compile_cubin(made.source.complete, "sm_90a").resources.registers * 512 <= 65536
+    assert nvrtc.compile_cubin(made.source.complete, "sm_90a").resources.registers * 512 <= 65536
 
 
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
@@ -152,7 +153,7 @@ def test_streams_that_one_loop_multiplies_are_longer_than_a_batch(name: str) -> 
 
 def test_a_gpu_without_bulk_copies_does_without() -> None:
     for arch, copies in (("sm_80", "cp.async.cg"), ("sm_90a", "cp.async.bulk")):
-        page = cuda.ptx(planned("qwen3-0.6b", arch).source.complete, arch)
+        page = nvrtc.ptx(planned("qwen3-0.6b", arch).source.complete, arch)
         assert copies in page
         assert ("cp.async.bulk" in page) == ("setmaxnreg" in page) == (arch == "sm_90a")
 
@@ -177,7 +178,7 @@ def test_rows_of_every_depth_pass_in_batches_that_registers_hold(ring: str) -> N
     fits += " && P::kRound * Beside <= 64"
     claims.insert(0, f"template <class P, int Beside> constexpr bool fits = {fits};")
     headers = [f"#include <mkc/{name}.cuh>" for name in (ring, "ops/stream_linear")]
-    cuda.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")
+    nvrtc.compile_cubin(lay_in("\n".join(["#define MKC_STREAMS", *headers, *claims])), "sm_90a")
 
 
 @pytest.mark.parametrize(("arch", "workers"), [("sm_80", 108), ("sm_86", 7), ("sm_100a", 148), ("sm_120a", 170)])
@@ -203,7 +204,7 @@ def test_a_plan_runs_on_gpus_that_have_no_less() -> None:
 
 def refusal(plan: str, chip: str) -> str | None:
     try:
-        cuda._require_likeness(planned("qwen3-0.6b", plan).program, cuda._CARDS[chip])
+        require_likeness(planned("qwen3-0.6b", plan).program, cuda._CARDS[chip])
     except TargetError as error:
         return str(error)
     return None
