@@ -1,13 +1,13 @@
 """Schedule -> Streams. What each worker's loaders bring: the weights of its tasks, in the order of its queue."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 
 from mkc.errors import PlanError
 from mkc.ir.graph import Graph, Kind, Node, Storage
-from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, STREAM, Pack, Streams, passing, slots
+from mkc.ir.program import FIXED_BYTES, SLOT_BYTES, STREAM, Pack, Streams, Words, passing, slots
 from mkc.ir.span import Box
 from mkc.ir.target import Target
 from mkc.ir.tasks import Schedule, Tasks
@@ -22,19 +22,43 @@ LEAST_SLOTS = 2  # one that is read, and one on its way
 def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
     """`bodies` numbers the body of each task. None when no operator streams."""
     tasks = schedule.events.tasks
-    streaming = [registry()[node.op].streaming for node in tasks.graph.nodes]
-    if not any(streaming):
+    if not any(registry()[node.op].streaming for node in tasks.graph.nodes):
         return None
     if schedule.policy != "static":
         raise PlanError("a streaming worker knows its tasks in advance: it needs the policy static")
     offsets, packs, nbytes = _places(tasks)
-    depths = _depths(tasks.graph)
+    records, bounds, hops, early = _told(schedule, bodies, offsets)
+    input_bytes, room = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
+    if room < LEAST_SLOTS:
+        raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with streams=False")
+    resident_from, resident_slots = _resident(records["fragments"], bounds, schedule.target)
+    return Streams(
+        records=records,
+        bounds=bounds,
+        hops=hops,
+        early=early,
+        packs=packs,
+        nbytes=nbytes,
+        ring_slots=room,
+        input_bytes=input_bytes,
+        shared_bytes=room * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
+        resident_from=resident_from,
+        resident_slots=resident_slots,
+        paced=schedule.target.bulk_copies,
+    )
+
+
+def _told(schedule: Schedule, bodies: np.ndarray, offsets: Mapping[int, tuple[int, int]]) -> tuple[Words, Words, Words, Words]:
+    """Records, where each worker's begin and end, and for each place in a queue hops and whether it begins early. `offsets` says where the
+    weights of a task are, and how many fragments."""
+    tasks = schedule.events.tasks
+    nodes, depths = tasks.graph.nodes, _depths(tasks.graph)
+    streaming = [registry()[node.op].streaming for node in nodes]
     records: list[tuple[int, ...]] = []
     bounds, hops, early = [0], [], []
     for queue in schedule.queues:
         last, follows = None, False  # the node that this worker last streamed, and whether that was just now
         known = set[Place | None]()  # positions that it has read in this step
-        nodes = tasks.graph.nodes
         for place, t in enumerate(queue):
             node = tasks.tasks[t].node
             op = streaming[node]
@@ -50,32 +74,14 @@ def pack(schedule: Schedule, bodies: np.ndarray) -> Streams | None:
                 records.append((offset // SLOT_BYTES, taken, place, int(bodies[t]), early[-1], awaits))
                 last = node
         bounds.append(len(records))
-    input_bytes, room = _input_bytes(tasks.graph), ring_slots(tasks.graph, schedule.target)
-    if room < LEAST_SLOTS:
-        raise PlanError(f"an input of {input_bytes} bytes leaves no room for a ring of weights; compile with streams=False")
-    made = np.array(records, STREAM)
-    resident_from, resident_slots = _resident(made["fragments"], bounds, schedule.target)
-    return Streams(
-        records=made,
-        bounds=np.array(bounds, np.uint32),
-        hops=np.array(hops, np.uint32),
-        early=np.array(early, np.bool_),
-        packs=packs,
-        nbytes=nbytes,
-        ring_slots=room,
-        input_bytes=input_bytes,
-        shared_bytes=room * (SLOT_BYTES + 16) + FIXED_BYTES + input_bytes,
-        resident_from=resident_from,
-        resident_slots=resident_slots,
-        paced=schedule.target.bulk_copies,
-    )
+    return np.array(records, STREAM), np.array(bounds, np.uint32), np.array(hops, np.uint32), np.array(early, np.bool_)
 
 
-def _resident(fragments: np.ndarray, bounds: Sequence[int], target: Target) -> tuple[int, int]:
+def _resident(fragments: Words, bounds: Words, target: Target) -> tuple[int, int]:
     """From how many fragments on a share is a long one, and how many slots of each the last cache keeps. Reading a long share is bound by
     memory, and short ones wait for each other."""
     long = int(fragments.max(initial=0)) // 2 + 1
-    most = max((int((fragments[begin:end] >= long).sum()) for begin, end in pairwise(bounds)), default=0)
+    most = max((int((fragments[begin:end] >= long).sum()) for begin, end in pairwise(bounds.tolist())), default=0)
     return long, round(target.cache_bytes / RESIDENT / (target.workers * SLOT_BYTES)) // max(most, 1)
 
 

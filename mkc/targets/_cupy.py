@@ -17,7 +17,7 @@ def cupy() -> ModuleType:
 
 
 @cache
-def nvrtc() -> ModuleType:
+def nvrtc_binding() -> ModuleType:
     """CuPy's binding of the compiler, with the library behind it found."""
     binding = _needed("cupy_backends.cuda.libs.nvrtc")
     try:

@@ -35,7 +35,7 @@ class Chip:
         return int(re.sub(r"\D", "", self.arch)) >= 90
 
 
-# One card of each architecture, for those that are not there to be asked. Bandwidths are 0.95 of the data sheet's.
+# One card of each architecture, for those that are not there to be asked. Bandwidths are 0.95 of the data sheet's, caches what it says.
 _CARDS = {
     chip.arch: chip
     for chip in (

@@ -12,7 +12,7 @@ from typing import Any
 from mkc import cache as files
 from mkc.errors import BuildError, TargetError
 from mkc.passes.render import code
-from mkc.targets._cupy import nvrtc
+from mkc.targets._cupy import nvrtc_binding
 
 FLAGS = (
     "-std=c++20",
@@ -106,27 +106,27 @@ def _built(product: str, text: str, arch: str, trace: bool = False, delays: bool
     asked = {"MKC_TRACE": trace, "MKC_DELAY": delays}
     flags = (*FLAGS, f"-arch={arch}", *(f"-D{name}={str(on).lower()}" for name, on in asked.items()))
     page = code(text)
-    key = "\n".join([product, str(nvrtc().getVersion()), *flags, page])
+    key = "\n".join([product, str(nvrtc_binding().getVersion()), *flags, page])
     return files.kept("cuda", key, lambda: _compile(product, page, flags))
 
 
 def _compile(product: str, text: str, flags: Sequence[str]) -> bytes:
-    compiler = nvrtc()
-    program = compiler.createProgram(text, "megakernel.cu", (), ())
+    nvrtc = nvrtc_binding()
+    program = nvrtc.createProgram(text, "megakernel.cu", (), ())
     try:
-        compiler.compileProgram(program, flags)
-        made: bytes = getattr(compiler, product)(program)
+        nvrtc.compileProgram(program, flags)
+        made: bytes = getattr(nvrtc, product)(program)
         log = _log(program)
-    except compiler.NVRTCError as error:
+    except nvrtc.NVRTCError as error:
         said = _complaints(_log(program))
         raise BuildError(f"NVRTC {' '.join(flags)} refused the page ({error}):\n{said}") from error
     finally:
-        compiler.destroyProgram(program)
+        nvrtc.destroyProgram(program)
     return log.encode() + b"\0" + made + b"\0"  # CuPy drops the last byte of a cubin, which is a zero
 
 
 def _log(program: Any) -> str:
-    log: str = nvrtc().getProgramLog(program)
+    log: str = nvrtc_binding().getProgramLog(program)
     return log.replace("\0", "").strip()
 
 

@@ -113,6 +113,7 @@ def test_the_head_keeps_its_part_of_the_cache(name: str) -> None:
     long = streams.records["fragments"] >= streams.resident_from
     assert target.workers // 2 < long.sum() <= target.workers
     assert 0 < long.sum() * streams.resident_slots * SLOT_BYTES < target.cache_bytes / 4
+    assert "L2::evict_last" in nvrtc.ptx(planned(name, "sm_90a").source.complete, "sm_90a")
 
 
 def test_without_a_cache_nothing_stays() -> None:
@@ -120,6 +121,7 @@ def test_without_a_cache_nothing_stays() -> None:
     assert made.program.streams is not None
     assert made.program.streams.resident_slots == 0
     assert "kResidentSlots = 0" in made.source.complete
+    assert "L2::evict_last" not in nvrtc.ptx(made.source.complete, "sm_90a")
 
 
 @pytest.mark.parametrize(("name", "padding"), [("qwen3-0.6b", 0.0), ("smollm2-135m", 0.02), ("gemma-3-1b", 0.01)])

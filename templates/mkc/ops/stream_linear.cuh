@@ -7,7 +7,6 @@
 #include <mkc/extras.cuh>
 #include <mkc/merge.cuh>
 #include <mkc/residual_row.cuh>
-#include <mkc/rows.cuh>
 
 namespace mkc::ops {
 

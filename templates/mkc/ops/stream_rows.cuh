@@ -6,7 +6,6 @@
 #include <mkc/expr.cuh>
 #include <mkc/extras.cuh>
 #include <mkc/row_tiles.cuh>
-#include <mkc/rows.cuh>
 
 namespace mkc::ops {
 
